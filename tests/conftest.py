@@ -1,0 +1,89 @@
+"""What the tests share: real molecules, a folder where the scripts run as a user runs them, one finished road."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ["CUDA_VISIBLE_DEVICES"] = ""          # the numbers the tests hold are the CPU's
+STATIONS = ("render", "cluster", "pretrain", "finetune", "export", "predict")
+
+
+def first_lines(name, count, start=0):
+    return (ROOT / "data" / name).read_text().splitlines()[start:start + count]
+
+
+def small_molecules(count):
+    """The first `count` molecules of at most 60 characters of the ChEMBL sample."""
+    return [line for line in first_lines("chembl_3000.smi", 3000) if len(line) <= 60][:count]
+
+
+class Desk:
+    """A folder with the six scripts in it (as links), where commands run as they stand in the README."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        for station in STATIONS:
+            (folder / f"{station}.py").symlink_to(ROOT / f"{station}.py")
+
+    def __truediv__(self, name):
+        return self.folder / name
+
+    def run(self, command, code=0, **environment):
+        """Run a command line, check its exit code, and return what it printed, both streams."""
+        words = command.split() if isinstance(command, str) else [str(word) for word in command]
+        words[0] = str(Path(sys.executable).parent / words[0])
+        done = subprocess.run(words, cwd=self.folder, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              text=True, timeout=300)
+        assert done.returncode == code, done.stdout
+        return done.stdout
+
+    def write(self, name, lines):
+        (self.folder / name).write_text("\n".join(lines) + "\n")
+        return str(self.folder / name)
+
+
+@pytest.fixture
+def desk(tmp_path):
+    return Desk(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def road(tmp_path_factory):
+    """The whole road on 96 ChEMBL and 80 ESOL molecules with the smallest encoder, by the README's commands."""
+    desk = Desk(tmp_path_factory.mktemp("road"))
+    lines = small_molecules(96)
+    lines[7] = "C1CC broken"
+    desk.write("molecules.smi", lines)
+    desk.write("solubility.csv", first_lines("esol.csv", 81))
+    desk.said = {}
+    for name, command in {
+            "render": "python render.py molecules.smi",
+            "cluster": "python cluster.py molecules.smi --k 4 --k 12",
+            "pretrain": "torchrun --nproc_per_node=4 pretrain.py --init scratch:nano --batch 32 --steps 3 --log-every 1 --precision fp32",
+            "finetune": "python finetune.py --data solubility.csv --epochs 3 --lr-encoder 1e-4 --precision fp32",
+            "export": "python export.py runs/solubility",
+            "predict": "python predict.py model.onnx new_molecules.txt"}.items():
+        desk.said[name] = desk.run(command, OMP_NUM_THREADS="1")
+    return desk
+
+
+def mistake(command, *words, code=1):
+    """Run a click command that has to fail for a user's mistake, and return its one line."""
+    outcome = CliRunner().invoke(command, [str(word) for word in words])
+    assert outcome.exit_code == code, (outcome.output, outcome.exception)
+    assert "Traceback" not in outcome.output and (code == 2 or len(outcome.stderr.strip().splitlines()) <= 2), outcome.output
+    return outcome.stderr.strip().splitlines()[-1]
+
+
+@pytest.fixture(autouse=True)
+def steady():
+    torch.manual_seed(0)
+    np.random.seed(0)

@@ -1,0 +1,39 @@
+import importlib
+import re
+
+import pytest
+from conftest import ROOT, STATIONS
+
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("station", STATIONS)
+def test_every_option_is_in_the_readme_and_has_help(station):
+    for parameter in importlib.import_module(station).main.params:
+        if parameter.param_type_name == "option":
+            assert parameter.help, parameter.name
+            assert any(f"`{name}" in README for name in parameter.opts), f"{station}.py {parameter.opts[0]} is not in README.md"
+
+
+@pytest.mark.parametrize("station", STATIONS)
+def test_a_script_opens_with_commands_and_stays_short(station):
+    text = (ROOT / f"{station}.py").read_text()
+    assert f"    python {station}.py" in text.split('"""')[1] or f"pretrain.py" in text.split('"""')[1]
+    assert len(text.splitlines()) <= (600 if station in ("pretrain", "finetune") else 450)
+    assert len(importlib.import_module(station).main.params) <= 22
+
+
+def test_options_in_the_readme_exist():
+    known = {name for station in STATIONS for parameter in importlib.import_module(station).main.params for name in parameter.opts}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - {"--nproc_per_node", "--nproc", "--help"}
+    assert named <= known, named - known
+
+
+def test_imports_never_point_back():
+    allowed = {"render": set(), "cluster": {"render"}, "pretrain": {"render"}, "finetune": {"render", "pretrain"},
+               "export": {"render", "finetune", "pretrain"}, "predict": {"render"}}
+    for station in STATIONS:
+        found = set(re.findall(r"^\s*(?:import|from) (\w+)", (ROOT / f"{station}.py").read_text(), re.M))
+        assert found & set(STATIONS) <= allowed[station]
+        if station == "predict":
+            assert not found & {"torch", "clip", "sklearn", "scipy", "onnx"}
