@@ -123,9 +123,8 @@ def load_encoder(init, seed=0):
     if is_torchscript(path):
         return load_clip(str(path))
     checkpoint = load_checkpoint(path)
-    if "visual.conv1.weight" in checkpoint or "visual.conv1.weight" in checkpoint.get("state_dict", {}):
-        return load_clip(str(path))
-    return restore_encoder(checkpoint, path)
+    visual = {name[7:]: value for name, value in checkpoint.get("state_dict", checkpoint).items() if name.startswith("visual.")}
+    return encoder_from(visual, arch_of(visual)) if "class_embedding" in visual else restore_encoder(checkpoint, path)
 
 
 def is_torchscript(path):
@@ -518,10 +517,10 @@ def main(**options):
     world = World()
     try:
         run = prepare(world, **options)
-    except click.ClickException as error:                  # every process finds the same mistake; one says so
-        if world.rank == 0:
-            raise
-        sys.exit(error.exit_code)
+    except click.ClickException:                           # every process finds the same mistake; the first says so
+        if world.rank:
+            time.sleep(30)                                 # torchrun ends the others when one has left
+        raise
     train(*run)
 
 

@@ -79,8 +79,9 @@ def mistake(command, *words, code=1):
     """Run a click command that has to fail for a user's mistake, and return its one line."""
     outcome = CliRunner().invoke(command, [str(word) for word in words])
     assert outcome.exit_code == code, (outcome.output, outcome.exception)
-    assert "Traceback" not in outcome.output and (code == 2 or len(outcome.stderr.strip().splitlines()) <= 2), outcome.output
-    return outcome.stderr.strip().splitlines()[-1]
+    lines = outcome.stderr.strip().splitlines()
+    assert "Traceback" not in outcome.output and lines[-1].startswith("Error: "), outcome.output
+    return lines[-1]
 
 
 @pytest.fixture(autouse=True)

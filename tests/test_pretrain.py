@@ -93,7 +93,7 @@ def test_openais_format_gives_what_encode_image_gives(tmp_path, form):
         torch.save(model.state_dict(), path)
     encoder, pixels = pretrain.load_encoder(str(path)).eval(), real_pixels(5)
     assert encoder.arch["args"] == {"input_resolution": 224, "patch_size": 16, "width": 64, "layers": 2, "heads": 1, "output_dim": 512}
-    reference = clip.load(str(path), device="cpu", jit=False)[0]
+    reference = clip.load(str(path), device="cpu", jit=False)[0] if form == "archive" else model
     with torch.no_grad():
         wanted = reference.encode_image((pixels - torch.tensor(pretrain.CLIP_MEAN).view(3, 1, 1)) / torch.tensor(pretrain.CLIP_STD).view(3, 1, 1))
         assert torch.allclose(encoder(pixels), wanted, atol=1e-6)

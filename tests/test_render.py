@@ -23,7 +23,7 @@ def picture_of(smiles, style=render.Style()):
 
 def rdkit_picture(smiles):
     canvas = rdMolDraw2D.MolDraw2DCairo(224, 224)
-    canvas.DrawMolecule(Chem.MolFromSmiles(Chem.CanonSmiles(smiles)))
+    rdMolDraw2D.PrepareAndDrawMolecule(canvas, Chem.MolFromSmiles(Chem.CanonSmiles(smiles)))
     canvas.FinishDrawing()
     return np.asarray(Image.open(io.BytesIO(canvas.GetDrawingText())))
 
@@ -59,14 +59,14 @@ def test_shard_pictures_are_those_of_draw(road):
 
 
 def test_indexed_colour_is_rdkits_picture():
-    for smiles in small_molecules(30):
-        ours, theirs = render.to_rgb(picture_of(smiles)).astype(int), rdkit_picture(smiles).astype(int)
-        assert np.abs(ours - theirs).mean() <= 0.15
+    off = np.array([np.abs(render.to_rgb(picture_of(smiles)).astype(int) - rdkit_picture(smiles)) for smiles in small_molecules(30)])
+    assert off.mean() <= 0.15 and (off.max(-1) > 16).mean() <= 0.001
 
 
 def test_every_atom_colour_survives():
     for number, colour in render.ATOM_COLOURS.items():
-        ink = render.to_rgb(picture_of(f"[#{number}]([#{number}])[#{number}]" if number not in (6, 8) else "OO" if number == 8 else "CC"))
+        symbol = Chem.GetPeriodicTable().GetElementSymbol(number)
+        ink = render.to_rgb(picture_of(f"C{symbol}"))
         assert (np.abs(ink.astype(int) - colour).max(-1) <= 2).any(), f"element {number}"
 
 
