@@ -35,12 +35,11 @@ def maccs_keys(item, max_atoms=render.MAX_ATOMS):
 def all_keys(path, rows, smiles_column=None, workers=None, max_atoms=render.MAX_ATOMS):
     """Return packed MACCS keys, uint8 (rows, 21), and bool (rows,): which rows were readable."""
     packed, readable = np.zeros((rows, (KEYS + 7) // 8), np.uint8), np.zeros(rows, bool)
-    items = ((m.row, m.smiles, m.problem) for m in render.read_molecules(path, smiles_column))
-    results = render.parallel("cluster:maccs_keys", items, workers, group=256, max_atoms=max_atoms)
-    for (row, *_), result in tqdm(results, total=rows, unit=" molecules", desc="MACCS keys", disable=None):
-        readable[row] = isinstance(result, bytes)
-        if readable[row]:
-            packed[row] = np.frombuffer(result, np.uint8)
+    results = render.parallel("cluster:maccs_keys", render.read_molecules(path, smiles_column), workers, group=256, max_atoms=max_atoms)
+    for molecule, result in tqdm(results, total=rows, unit=" molecules", desc="MACCS keys", disable=None):
+        readable[molecule.row] = isinstance(result, bytes)
+        if readable[molecule.row]:
+            packed[molecule.row] = np.frombuffer(result, np.uint8)
     return packed, readable
 
 
@@ -59,7 +58,7 @@ def cluster(bits, k, seed):
 @click.argument("source")
 @click.option("-o", "--out", default="labels.npz", show_default=True, help="File for labels and centroids.")
 @click.option("--k", "ks", multiple=True, default=(300, 3000), show_default=True, type=click.IntRange(2), help="Number of clusters; repeat for several label sets.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of K-means.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1), help="Seed of K-means.")
 @click.option("--workers", default=None, type=click.IntRange(1), help="Processes that compute keys.  [default: one a core]")
 @click.option("--max-atoms", default=render.MAX_ATOMS, show_default=True, type=click.IntRange(1), help="Reject larger molecules, as render.py does.")
 @click.option("--smiles-column", help="Column of a .csv or .tsv that holds the SMILES.  [default: found by name]")
@@ -68,6 +67,7 @@ def main(source, out, ks, seed, workers, max_atoms, smiles_column):
     source = render.find_input(source)
     if source == "-":
         raise click.UsageError("cluster.py reads its input twice; give a file, not standard input")
+    render.check_output(out, source)
     facts = render.input_facts(source, smiles_column)
     packed, readable = all_keys(source, facts["rows"], smiles_column, workers, max_atoms)
     if not readable.any():

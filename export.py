@@ -38,9 +38,7 @@ class Deployed(torch.nn.Module):
 
     def forward(self, images):
         embedding = self.model.encoder(images.permute(0, 3, 1, 2).float() / 255)
-        outputs = self.model.head(embedding)
-        prediction = outputs.sigmoid() if self.task == "classification" else outputs * self.model.spread + self.model.center
-        return embedding, prediction
+        return embedding, self.model.to_unit(self.model.head(embedding), self.task)
 
 
 def find_model(run):
@@ -55,9 +53,9 @@ def find_model(run):
 def metadata(checkpoint):
     """Return what a stranger has to know of the model, as a plain dict."""
     config = checkpoint["config"]
-    return {"format": FORMAT, "targets": checkpoint["targets"], "task": checkpoint["task"], "smiles_column": checkpoint["smiles_column"],
-            "render": {"size": render.SIZE, "max_atoms": config["max_atoms"]}, "metrics": checkpoint["metrics"],
-            "training": {key: config[key] for key in ("data", "init", "split", "epochs", "batch", "lr_encoder", "lr_head")},
+    return {"format": FORMAT, "targets": checkpoint["targets"], "task": checkpoint["task"], "smiles_column": checkpoint.get("smiles_column"),
+            "render": {"size": render.SIZE, "max_atoms": config.get("max_atoms", render.MAX_ATOMS)}, "metrics": checkpoint["metrics"],
+            "training": {key: config.get(key) for key in ("data", "init", "split", "epochs", "batch", "lr_encoder", "lr_head")},
             "versions": {"torch": str(torch.__version__), "rdkit": rdBase.rdkitVersion, "onnx": onnx.__version__}}
 
 
@@ -103,6 +101,7 @@ def parity(deployed, path, batches=(1, 3, 7)):
 def main(run, out):
     """Export the model of RUN, a folder of finetune.py or a model.pt in it."""
     source = find_model(run)
+    render.check_output(out, source)
     model, checkpoint = finetune.load_model(source)
     deployed = Deployed(model, checkpoint["task"]).eval()
     difference = None

@@ -9,13 +9,11 @@ validation. Every report has fingerprint baselines on the same split beside it (
 """
 
 import csv
-import json
 import math
-import os
 import re
 import shutil
-import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import click
@@ -24,6 +22,7 @@ import torch
 from rdkit import Chem, rdBase
 from rdkit.Chem import rdFingerprintGenerator
 from rdkit.Chem.Scaffolds import MurckoScaffold
+from scipy.stats import spearmanr
 from sklearn import metrics as skm
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from tqdm import tqdm
@@ -44,7 +43,7 @@ class Data:
     """What a CSV holds: one entry for every row, unreadable ones included.
 
     smiles: list of str; problems: list of str, "" where the row can be used; targets: names;
-    labels: float32 (rows, targets), NaN where missing; task: "regression" or "classification".
+    labels: float64 (rows, targets), NaN where missing; task: "regression" or "classification".
     """
 
     def __init__(self, path, targets=(), task="auto", smiles_column=None):
@@ -60,6 +59,9 @@ class Data:
         self.labels = np.concatenate(parsed, 1)
         self.targets = [name if values.shape[1] == 1 else f"{name}_{i + 1}"
                         for name, values in zip(columns, parsed) for i in range(values.shape[1])]
+        for name in self.targets:
+            if self.targets.count(name) > 1:
+                raise click.ClickException(f"{path}: two targets would be called {name!r}; rename a column, or name each --target once")
         known = self.labels[~np.isnan(self.labels)]
         if not len(known):
             raise click.ClickException(f"{path}: every label in {', '.join(columns)} is blank")
@@ -101,7 +103,7 @@ class Data:
         return not counts
 
     def parse_column(self, name):
-        """Return a column as float32 (rows, width): several blank-separated labels may share one column (MoleCLIP)."""
+        """Return a column as float64 (rows, width): several blank-separated labels may share one column (MoleCLIP)."""
         values = []
         for molecule, cell in zip(self.molecules, self.column(name)):
             numbers = [] if cell.lower() in BLANKS else numbers_in(cell)
@@ -113,7 +115,7 @@ class Data:
         for molecule, numbers in zip(self.molecules, values):
             if numbers and len(numbers) != width and not molecule.problem:
                 raise click.ClickException(f"{self.path}: row {molecule.row} (line {molecule.line}): {name} has {len(numbers)} labels where others have {width}")
-        return np.array([numbers if len(numbers) == width else [math.nan] * width for numbers in values], np.float32)
+        return np.array([numbers if len(numbers) == width else [math.nan] * width for numbers in values])
 
 
 def numbers_in(cell):
@@ -122,7 +124,7 @@ def numbers_in(cell):
         numbers = [float(word) if word.lower() not in BLANKS else math.nan for word in cell.split()]
     except ValueError:
         return None
-    return numbers if numbers and all(abs(x) < 3e38 or x != x for x in numbers) else None
+    return numbers if numbers and all(abs(x) < 1e30 or x != x for x in numbers) else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -155,6 +157,7 @@ def scaffold_split(usable, smiles):
     return train, val, test
 
 
+@cache
 def scaffold(smiles):
     return MurckoScaffold.MurckoScaffoldSmiles(mol=Chem.MolFromSmiles(smiles), includeChirality=True)
 
@@ -162,10 +165,10 @@ def scaffold(smiles):
 def make_split(data, usable, kind, seed):
     """Return {"train": [...], "val": [...], "test": [...]} of row numbers, and print what a user should know of it."""
     smiles = [m.smiles for m in data.molecules]
-    parts = random_split(usable, seed) if kind == "random" else scaffold_split(usable, smiles)
-    split = dict(zip(PARTS, parts))
+    split = dict(zip(PARTS, parts := random_split(usable, seed) if kind == "random" else scaffold_split(usable, smiles)))
     if min(map(len, parts)) == 0:
-        raise click.ClickException(f"{data.path}: {len(usable)} usable molecules leave a part of the {kind} split empty; at least 10 are needed")
+        raise click.ClickException(f"{data.path}: {len(usable)} usable molecules leave a part of the {kind} split empty; "
+                                   + ("more are needed" if kind == "random" else "its scaffolds are too few or too large, take --split random"))
     scaffolds = {part: {scaffold(smiles[i]) for i in rows} for part, rows in split.items()}
     shared = np.mean([scaffold(smiles[i]) in scaffolds["train"] for i in split["test"]])
     click.echo(f"{kind} split, seed {seed}: {len(parts[0])} train, {len(parts[1])} val, {len(parts[2])} test; "
@@ -197,25 +200,29 @@ class Model(torch.nn.Module):
         super().__init__()
         self.encoder = encoder
         self.head = mlp(encoder.arch["args"]["output_dim"], outputs)
-        self.register_buffer("center", torch.zeros(outputs) if center is None else torch.as_tensor(center))
-        self.register_buffer("spread", torch.ones(outputs) if spread is None else torch.as_tensor(spread))
+        self.register_buffer("center", torch.zeros(outputs) if center is None else torch.as_tensor(center).float())
+        self.register_buffer("spread", torch.ones(outputs) if spread is None else torch.as_tensor(spread).float())
 
     def forward(self, pixels):
-        return self.head(self.encoder(pixels).float())       # standardised; `predict` has the unit
+        """Return logits, or standardised predictions; `to_unit` has the unit."""
+        embedding = self.encoder(pixels).float()
+        with torch.autocast(embedding.device.type, enabled=False):        # the head costs nothing, and rounds nothing
+            return self.head(embedding)
 
-    def predict(self, pixels, task):
-        outputs = self(pixels)
+    def to_unit(self, outputs, task):
+        """Return predictions in the label's own unit, or probabilities."""
         return outputs.sigmoid() if task == "classification" else outputs * self.spread + self.center
 
 
 def label_scaling(labels, task):
-    """Return (center, spread), float32 (targets,): mean and standard deviation of the known training labels."""
-    if task == "classification":
-        return np.zeros(labels.shape[1], np.float32), np.ones(labels.shape[1], np.float32)
-    known = ~np.isnan(labels)
-    center = [labels[k, t].mean() if (k := known[:, t]).any() else 0.0 for t in range(labels.shape[1])]
-    spread = [labels[k, t].std() if (k := known[:, t]).sum() > 1 else 1.0 for t in range(labels.shape[1])]
-    return np.array(center, np.float32), np.array([s if s > 1e-8 else 1.0 for s in spread], np.float32)
+    """Return (center, spread), float64 (targets,): mean and standard deviation of the known training labels."""
+    center, spread = np.zeros(labels.shape[1]), np.ones(labels.shape[1])
+    for t, column in enumerate(labels.T if task == "regression" else ()):
+        known = column[~np.isnan(column)]
+        if len(known):
+            center[t], deviation, largest = known.mean(), known.std(), np.abs(known).max()
+            spread[t] = deviation if deviation > 1e-12 * largest else largest or 1.0         # a constant: nothing to divide by
+    return center, spread
 
 
 def masked_loss(outputs, labels, task):
@@ -244,31 +251,25 @@ def score(truth, predicted, task):
         if np.ptp(truth) > 0 and len(truth) > 1:
             result["R2"] = skm.r2_score(truth, predicted)
             if np.ptp(predicted) > 0:
-                result["Spearman"] = spearman(truth, predicted)
+                result["Spearman"] = spearmanr(truth, predicted).statistic
     return {name: float(value) for name, value in result.items()}
 
 
-def spearman(a, b):
-    from scipy.stats import spearmanr
-    return spearmanr(a, b).statistic
-
-
 def score_all(truth, predicted, targets, task):
-    """Return {"pooled": {...}, target: {...}, ...}. Pooled MAE and RMSE are over all known labels, the rest are means over targets."""
-    result = {name: score(truth[:, t], predicted[:, t], task) for t, name in enumerate(targets)}
+    """Return {"pooled": {...}, "targets": {name: {...}}}.
+
+    Pooled MAE and RMSE are over all known labels, the others are means over the targets for which they are defined.
+    """
+    each = {name: score(truth[:, t], predicted[:, t], task) for t, name in enumerate(targets)}
     pooled = {}
-    for name in {name: None for scores in result.values() for name in scores}:
-        values = [scores[name] for scores in result.values() if name in scores]
+    for name in {name: None for scores in each.values() for name in scores}:
+        values = [scores[name] for scores in each.values() if name in scores]
         pooled[name] = float(np.mean(values))
         if len(values) < len(targets):
             pooled[f"{name} defined for"] = len(values)
     if task == "regression":
         pooled |= {k: v for k, v in score(truth.ravel(), predicted.ravel(), task).items() if k in ("MAE", "RMSE")}
-    return {"pooled": pooled} | result
-
-
-def main_metric(task):
-    return "ROC-AUC" if task == "classification" else "RMSE"
+    return {"pooled": pooled, "targets": each}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -285,11 +286,11 @@ def run_batches(model, inputs, rows, batch, device, dtype):
 def fit(model, inputs, labels, split, task, optimizers, epochs, batch, seed, device, dtype, name, patience=None):
     """Train on split["train"], keep the weights of the epoch with the lowest validation loss, and return the history.
 
-    inputs: rows -> tensor for the model; labels: float32 (rows, targets), scaled. History: one dict an epoch. The
+    inputs: rows -> tensor for the model; labels: (rows, targets), scaled. History: one dict an epoch. The
     test part is never looked at here.
     """
     order, random = np.array(split["train"]), np.random.default_rng([seed, 1])
-    known = torch.from_numpy(labels).to(device)
+    known = torch.from_numpy(labels).float().to(device)
     best, history = (math.inf, None, 0), []
     bar = tqdm(total=epochs * -(-len(order) // batch), desc=name, unit=" steps", disable=None, leave=False)
     for epoch in range(1, epochs + 1):
@@ -300,7 +301,7 @@ def fit(model, inputs, labels, split, task, optimizers, epochs, batch, seed, dev
                 outputs = model(inputs(rows)).float()
             loss = masked_loss(outputs, known[rows], task)
             if not torch.isfinite(loss):
-                raise click.ClickException("the loss is not a number any more; lower --lr-encoder, or try --precision fp32")
+                raise click.ClickException("the loss is not a number any more; lower --lr-encoder and --lr-head, or try --precision fp32")
             for optimizer in optimizers:
                 optimizer.zero_grad()
             loss.backward()
@@ -317,6 +318,8 @@ def fit(model, inputs, labels, split, task, optimizers, epochs, batch, seed, dev
         if patience and epoch - best[2] >= patience:
             break
     bar.close()
+    if best[1] is None:
+        raise click.ClickException("the validation loss was never a finite number; lower --lr-encoder and --lr-head, or try --precision fp32")
     model.load_state_dict(best[1])
     return history
 
@@ -329,11 +332,10 @@ def finetune(model, pictures, labels, split, task, lr_encoder, lr_head, device, 
     return fit(model, inputs, labels, split, task, optimizers, device=device, dtype=dtype, **run)
 
 
-def predict_rows(model, pictures, rows, task, batch, device, dtype):
-    """Return predictions in the label's unit (or probabilities), float32 (len(rows), targets)."""
+def predict_rows(model, pictures, rows, task, batch, device):
+    """Return predictions in the label's unit (or probabilities), float32 (len(rows), targets); in fp32, as ONNX computes them."""
     inputs = lambda part: pretrain.to_pixels(np.stack([pictures[i] for i in part]), device)
-    outputs = run_batches(model, inputs, rows, batch, device, dtype)
-    return (outputs.sigmoid() if task == "classification" else outputs * model.spread + model.center).cpu().numpy()
+    return model.to_unit(run_batches(model, inputs, rows, batch, device, None), task).cpu().numpy()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -427,17 +429,17 @@ def plot_report(path, data, split, predicted, history, scores):
             axis.scatter(truth, values, s=12, alpha=0.6)
             axis.axline((truth.mean(), truth.mean()), slope=1, color="k", lw=0.8, ls="--")
             axis.set(xlabel="truth", ylabel="prediction")
-        axis.set_title(f"{name}, test\n" + "  ".join(f"{k} {v:.3g}" for k, v in scores[name].items()), fontsize=9)
+        axis.set_title(f"{name}, test\n" + "  ".join(f"{k} {v:.3g}" for k, v in scores["targets"][name].items()), fontsize=8, parse_math=False)
     render.save_whole(path, lambda name: figure.savefig(name, dpi=110, format="png"))
     plt.close(figure)
 
 
-def print_scores(table, unit_task):
+def print_scores(table):
     """Print one line a method with its pooled test metrics."""
-    names = list(next(iter(table.values()))["pooled"])
-    click.echo("\n" + f"{'test part':24s}" + "".join(f"{name:>12s}" for name in names if "defined" not in name))
+    names = [name for name in next(iter(table.values()))["pooled"] if "defined" not in name]
+    click.echo(f"\n{'test part':24s}" + "".join(f"{name:>12s}" for name in names))
     for method, scores in table.items():
-        click.echo(f"{method:24s}" + "".join(f"{scores['pooled'][n]:12.4g}" if n in scores["pooled"] else f"{'-':>12s}" for n in names if "defined" not in n))
+        click.echo(f"{method:24s}" + "".join(f"{scores['pooled'][n]:12.4g}" if n in scores["pooled"] else f"{'-':>12s}" for n in names))
 
 
 def save_model(path, model, data, config, metrics):
@@ -450,12 +452,14 @@ def save_model(path, model, data, config, metrics):
 def load_model(path):
     """Return (Model in eval mode, checkpoint dict) of a model.pt. Raises click.ClickException."""
     checkpoint = pretrain.load_checkpoint(path)
-    if "head" not in checkpoint or "targets" not in checkpoint:
-        raise click.ClickException(f"{path}: holds no finetuned model; give a run folder or a model.pt of finetune.py")
-    model = Model(pretrain.restore_encoder(checkpoint, path), len(checkpoint["targets"]), checkpoint["center"], checkpoint["spread"])
+    missing = [key for key in ("head", "targets", "task", "center", "spread", "config", "metrics") if key not in checkpoint]
+    if missing:
+        raise click.ClickException(f"{path}: holds no finetuned model (no {missing[0]!r}); give a run folder or a model.pt of finetune.py")
+    encoder = pretrain.restore_encoder(checkpoint, path)
     try:
+        model = Model(encoder, len(checkpoint["targets"]), checkpoint["center"], checkpoint["spread"])
         model.head.load_state_dict(checkpoint["head"])
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError, KeyError) as error:
         raise click.ClickException(f"{path}: its head doesn't fit ({pretrain.one_line(error)})") from None
     return model.eval(), checkpoint
 
@@ -500,7 +504,7 @@ def one_seed(folder, data, pictures, split, seed, config, device, dtype):
                        epochs=config["epochs"], batch=config["batch"], seed=seed, name=f"seed {seed}", patience=config["patience"])
     model.eval()
     shown = [row for row in range(len(data)) if row in pictures]
-    predicted = dict(zip(shown, predict_rows(model, pictures, shown, data.task, config["batch"], device, dtype)))
+    predicted = dict(zip(shown, predict_rows(model, pictures, shown, data.task, config["batch"], device)))
     truth = data.labels[split["test"]]
     methods = {"this model": np.stack([predicted[i] for i in split["test"]])}
     methods |= baselines(data, labels, center, spread, split, config["epochs"], seed)
@@ -526,6 +530,8 @@ def aggregate(out, runs, config):
         pooled = [run["test"][method]["pooled"] for run in runs]
         summary[method] = {name: {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None, "seeds": len(values)}
                            for name in pooled[0] if (values := [scores[name] for scores in pooled if name in scores])}
+    for stale in set(out.glob("seed-*")) - {out / f"seed-{run['seed']}" for run in runs}:      # of the run that was overwritten
+        shutil.rmtree(stale)
     for name in ("model.pt", "predictions.csv", "splits.csv", "history.csv", "report.png"):
         source = out / f"seed-{best['seed']}" / name
         render.save_whole(out / name, lambda target: shutil.copyfile(source, target))
@@ -537,7 +543,10 @@ def aggregate(out, runs, config):
 def parse_seeds(context, parameter, value):
     if not re.fullmatch(r"\d+(,\d+)*", value):
         raise click.BadParameter(f"{value!r} is not a list of whole numbers such as 1,2,3")
-    return [int(seed) for seed in value.split(",")]
+    seeds = [int(seed) for seed in value.split(",")]
+    if len(set(seeds)) < len(seeds) or max(seeds) >= 2**32:
+        raise click.BadParameter(f"{value!r}: each seed once, and below 2^32")
+    return seeds
 
 
 @click.command()
@@ -551,8 +560,8 @@ def parse_seeds(context, parameter, value):
 @click.option("--epochs", default=60, show_default=True, type=click.IntRange(1), help="Passes over the training part.")
 @click.option("--patience", default=None, type=click.IntRange(1), help="Stop after so many epochs without a better validation loss.")
 @click.option("--batch", default=64, show_default=True, type=click.IntRange(1), help="Molecules in a step.")
-@click.option("--lr-encoder", default=5e-6, show_default=True, type=click.FloatRange(0, min_open=True), help="Learning rate of the encoder.")
-@click.option("--lr-head", default=4e-4, show_default=True, type=click.FloatRange(0, min_open=True), help="Learning rate of the head.")
+@click.option("--lr-encoder", default=5e-6, show_default=True, type=pretrain.Positive(), help="Learning rate of the encoder.")
+@click.option("--lr-head", default=4e-4, show_default=True, type=pretrain.Positive(), help="Learning rate of the head.")
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute.")
 @click.option("--precision", default="auto", show_default=True, type=click.Choice(["auto", "bf16", "fp32"]), help="Arithmetic; weights are always fp32.")
 @click.option("--workers", default=None, type=click.IntRange(1), help="Drawing processes.  [default: one a core]")
@@ -566,6 +575,7 @@ def main(data, out, init, targets, task, split, seeds, device, precision, worker
     out = out or Path("runs") / re.sub(r"(\.(csv|tsv))?(\.gz)?$", "", Path(path).name)
     if (out / "metrics.json").exists() and not overwrite:
         raise click.ClickException(f"{out}: holds a finished run; give another folder with -o, or --overwrite it")
+    render.check_output(out / "model.pt")
     config = {"data": Path(path).name, "init": init or default_init(), "split": split, "seeds": seeds, "task": table.task,
               "targets": table.targets, "max_atoms": max_atoms, "rdkit": rdBase.rdkitVersion, "torch": str(torch.__version__), **training}
     device = pretrain.pick_device(device)
@@ -583,7 +593,7 @@ def main(data, out, init, targets, task, split, seeds, device, precision, worker
     for seed in seeds:
         parts = make_split(table, usable, split, seed)
         runs.append(one_seed(out / f"seed-{seed}", table, pictures, parts, seed, config, device, dtype))
-        print_scores(runs[-1]["test"], table.task)
+        print_scores(runs[-1]["test"])
     best = aggregate(out, runs, config)
     click.echo(f"\n{out}: test values of epoch {best['best_epoch']}, the best on validation" +
                (f" (seed {best['seed']}; means over {len(seeds)} seeds in metrics.json)" if len(seeds) > 1 else ""))

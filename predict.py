@@ -55,8 +55,10 @@ def read_metadata(path, session):
         facts = json.loads(text)
         if facts["format"] > FORMAT:
             raise click.ClickException(f"{path}: was exported by a newer moleclip (format {facts['format']}, this one reads {FORMAT}); update")
-        facts["targets"], facts["task"], facts["render"]["max_atoms"]
-    except (TypeError, ValueError, KeyError):
+        width = next(output.shape[1] for output in session.get_outputs() if output.name == "prediction")
+        if [type(name) for name in facts["targets"]] != [str] * width or type(facts["render"]["max_atoms"]) is not int:
+            raise ValueError
+    except (TypeError, ValueError, KeyError, IndexError, StopIteration):
         raise click.ClickException(f"{path}: not exported by moleclip: it lacks the metadata 'moleclip' with the target names "
                                    "and drawing options; export it with export.py") from None
     return facts
@@ -87,6 +89,7 @@ def main(model, source, out, batch, provider, workers, smiles_column):
     """Predict the molecules of SOURCE (.smi, .txt, .csv, .tsv, gzipped or not, or -) with MODEL, an .onnx file."""
     session, facts = open_model(model, provider)
     source = render.find_input(source)
+    render.check_output(out, source, model)
     counts = [0, 0]
 
     def write(name):

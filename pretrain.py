@@ -11,10 +11,7 @@ building it from the clip package, loading weights from anywhere, saving them.
 import json
 import math
 import os
-import sys
 import time
-import warnings
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -26,181 +23,16 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 import render
+from encoder import (ADAM, BUNDLED, CLIP_MEAN, CLIP_STD, Encoder, autocast, load_checkpoint, load_encoder, new_arch, one_line,      # noqa: F401
+                     pick_device, pick_precision, restore_encoder, save_checkpoint, to_pixels)
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")                        # openai-clip imports pkg_resources, which announces its end
-    import clip
-
-SCRATCH = {"nano": (64, 2, 2), "tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12)}   # width, layers, heads
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-BUNDLED = render.HERE / "weights" / "moleclip-small.pt"
 RUN = 32                # cluster mates that enter a batch together: the hard negatives (MoleCLIP: 256 / mix factor 8)
 HELD_OUT = 0.001        # of the molecules, at least one batch
-ADAM = {"betas": (0.9, 0.98), "eps": 1e-6}                 # of the encoder, in pretraining and finetuning
+WARM_UP = 5             # steps at a third of the learning rate (MoleCLIP's ConstantLR)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The encoder
-
-
-def new_arch(width, layers, heads, patch=16, output_dim=512, **more):
-    """Return the facts that make an encoder's function: VisionTransformer's arguments and what stands beside them."""
-    return {"args": {"input_resolution": render.SIZE, "patch_size": patch, "width": width, "layers": layers,
-                     "heads": heads, "output_dim": output_dim},
-            "gelu": "quick", "ln_pre": True, "mean": CLIP_MEAN, "std": CLIP_STD, "channels": "rgb", "tokens": "all"} | more
-
-
-class Encoder(torch.nn.Module):
-    """CLIP's image tower with its pixel normalisation: float RGB pixels (n, 3, 224, 224) in 0..1 to (n, 512)."""
-
-    def __init__(self, arch):
-        super().__init__()
-        self.arch = arch
-        self.visual = clip.model.VisionTransformer(**arch["args"])
-        self.register_buffer("mean", torch.tensor(arch["mean"]).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(arch["std"]).view(3, 1, 1), persistent=False)
-
-    def forward(self, pixels):
-        pixels = pixels.flip(1) if self.arch["channels"] == "bgr" else pixels
-        return self.visual((pixels - self.mean) / self.std)
-
-
-def to_pixels(index, device):
-    """Return index pictures, uint8 (n, 224, 224), as float RGB pixels (n, 3, 224, 224) in 0..1 on the device."""
-    table = torch.from_numpy(render.palette()).to(device).float() / 255
-    return table[torch.as_tensor(index).to(device).int()].permute(0, 3, 1, 2)
-
-
-def arch_of(state):
-    """Return the arch of a CLIP image tower from the shapes in its state dict."""
-    width, _, _, patch = state["conv1.weight"].shape
-    layers = len({name.split(".")[2] for name in state if name.startswith("transformer.resblocks.")})
-    size = patch * round(math.sqrt(len(state["positional_embedding"]) - 1))
-    if size != render.SIZE:
-        raise click.ClickException(f"--init: this encoder takes {size} x {size} pictures; only {render.SIZE} x {render.SIZE} will do")
-    return new_arch(width, layers, width // 64, patch, state["proj"].shape[1])
-
-
-def encoder_from(state, arch):
-    """Return an Encoder with these weights, in fp32 whatever they were stored in."""
-    encoder = Encoder(arch)
-    encoder.visual.load_state_dict({name: value.float() for name, value in state.items()})
-    return encoder
-
-
-def load_clip(name):
-    """Return the image tower of a CLIP model, by name (downloaded by clip.load) or from a file in OpenAI's format."""
-    try:
-        visual = clip.load(name, device="cpu", jit=False)[0].visual.float()
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
-        if Path(name).is_file():
-            raise click.ClickException(f"{name}: not an encoder that this project knows; --init takes what README.md lists") from None
-        bundled = ", bundled" if BUNDLED.is_file() else ""
-        raise click.ClickException(f"--init {name}: OpenAI's weights can't be downloaded ({one_line(error)}); give a local file "
-                                   f"(--init ViT-B-16.pt), or start from scratch:tiny{bundled}") from None
-    state = visual.state_dict()
-    if "conv1.weight" not in state or "class_embedding" not in state:
-        raise click.ClickException(f"--init {name}: not a vision transformer; take a ViT, such as ViT-B/16")
-    return encoder_from(state, arch_of(state))
-
-
-def load_encoder(init, seed=0):
-    """Return the Encoder that --init names: scratch:SIZE, bundled, a name of clip.load's, or a file.
-
-    Files: a checkpoint of this project, or OpenAI's format (a TorchScript archive or a state dict). Raises
-    click.ClickException in one line with the ways out.
-    """
-    if init.startswith("scratch:"):
-        if init[8:] not in SCRATCH:
-            raise click.ClickException(f"--init {init}: the sizes are {', '.join('scratch:' + name for name in SCRATCH)}")
-        torch.manual_seed(seed)
-        return Encoder(new_arch(*SCRATCH[init[8:]]))
-    if init in clip.available_models():
-        return load_clip(init)
-    path = BUNDLED if init == "bundled" else Path(init)
-    if not path.is_file():
-        raise click.ClickException(f"--init {init}: no such file; give a checkpoint, {', '.join(clip.available_models()[-4:])}, or scratch:tiny")
-    if is_torchscript(path):
-        return load_clip(str(path))
-    checkpoint = load_checkpoint(path)
-    visual = {name[7:]: value for name, value in checkpoint.get("state_dict", checkpoint).items() if name.startswith("visual.")}
-    return encoder_from(visual, arch_of(visual)) if "class_embedding" in visual else restore_encoder(checkpoint, path)
-
-
-def is_torchscript(path):
-    """Tell whether a file is a TorchScript archive, which torch.load refuses to read safely."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError):
-        return False
-
-
-def load_checkpoint(path):
-    """Read a dict that torch saved, tensors and plain values only. Raises click.ClickException."""
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise click.ClickException(f"{path}: no such file") from None
-    except Exception:                                      # torch raises a dozen kinds, all meaning the same to a user
-        raise click.ClickException(f"{path}: truncated, or not a PyTorch checkpoint that can be read safely") from None
-    if not isinstance(checkpoint, dict):
-        raise click.ClickException(f"{path}: not a checkpoint of this project")
-    return checkpoint
-
-
-def restore_encoder(checkpoint, path):
-    """Return the Encoder of a checkpoint that this project saved."""
-    if "encoder" not in checkpoint or "arch" not in checkpoint:
-        raise click.ClickException(f"{path}: holds no encoder of this project's (keys: {', '.join(list(checkpoint)[:5])})")
-    try:
-        return encoder_from(checkpoint["encoder"], checkpoint["arch"])
-    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
-        raise click.ClickException(f"{path}: its weights don't fit its arch ({one_line(error)})") from None
-
-
-def one_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def save_checkpoint(path, **parts):
-    render.save_whole(path, lambda name: torch.save(parts, name))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Where and in what precision to compute
-
-
-def pick_device(wanted="auto"):
-    """Return the torch.device for --device auto, cpu or cuda, one card for each process of torchrun."""
-    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise click.ClickException("--device cuda: PyTorch sees no GPU here; leave the flag out to use the CPU")
-    local, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-    if local >= count:
-        raise click.ClickException(f"more processes than GPUs ({count}); lower --nproc_per_node")
-    torch.cuda.set_device(local)
-    return torch.device("cuda", local)
-
-
-def pick_precision(wanted, device):
-    """Return (autocast dtype or None for fp32, the reason in words)."""
-    named = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
-    if wanted in named:
-        return named[wanted], "as asked"
-    if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return torch.bfloat16, "this GPU has it"
-        return torch.float16, "this GPU has no bf16"
-    for name, feature in ((torch.cpu._is_amx_tile_supported, "AMX"), (torch.cpu._is_avx512_bf16_supported, "AVX512-BF16")):
-        if name():
-            return torch.bfloat16, f"this CPU has {feature}"
-    return None, "this CPU has no bf16 arithmetic"
-
-
-def autocast(device, dtype):
-    return torch.autocast(device.type, dtype) if dtype else nullcontext()
+# The processes of torchrun
 
 
 class Gather(torch.autograd.Function):
@@ -227,6 +59,10 @@ class World:
         self.size, self.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
         if self.size > 1 and device is not None:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+    def barrier(self):
+        if self.size > 1:
+            dist.barrier()
 
     def gather(self, tensor):
         """Return the tensors of all processes, concatenated in rank order; gradients flow back to each."""
@@ -258,6 +94,7 @@ class Pictures:
 
     def __init__(self, folder, labels_path):
         self.shards, manifest = open_shards(Path(folder))
+        self.sha256 = manifest["sha256"]
         row = np.concatenate([shard["row"] for shard in self.shards])
         self.sets = read_labels(labels_path, folder, manifest)
         self.place = np.concatenate([np.stack([np.full(len(s["row"]), i), np.arange(len(s["row"]))], 1)
@@ -277,17 +114,10 @@ class Pictures:
 
 def open_shards(folder):
     """Return (shards, manifest) of a folder that render.py filled. Raises click.ClickException."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-    except OSError:
-        raise click.ClickException(f"{folder}/: holds no shards; draw them first: python render.py data/chembl_3000.smi -o {folder}") from None
-    except ValueError:
-        raise click.ClickException(f"{folder}/manifest.json: damaged; draw the shards again into another folder") from None
-    if not manifest.get("complete"):
-        raise click.ClickException(f"{folder}/: the drawing was not finished; go on with render.py --resume")
+    manifest = render.read_manifest(folder)
     if manifest["views"] < 2:
         raise click.ClickException(f"{folder}/: has one view of each molecule; the contrastive loss needs two: render.py --views 2")
-    shards = [render.read_shard(folder / f"shard-{i:05d}.npz") for i in range(-(-manifest["rows"] // render.SHARD))]
+    shards = [render.read_shard(render.shard_path(folder, i)) for i in range(-(-manifest["rows"] // render.SHARD))]
     return [shard for shard in shards if len(shard["row"])], manifest
 
 
@@ -296,16 +126,20 @@ def read_labels(path, folder, manifest):
     if not Path(path).is_file():
         raise click.ClickException(f"{path}: no such file; make it first: python cluster.py {manifest['input']} -o {path}")
     arrays = render.read_arrays(path, ("meta",))
+    sets = {name: arrays[name] for name in sorted((name for name in arrays if name[:1] == "k" and name[1:].isdigit()), key=lambda name: int(name[1:]))}
     try:
         meta = json.loads(str(arrays["meta"]))
-        facts = meta["sha256"], meta["rows"]
+        facts = {key: meta[key] for key in ("input", "sha256", "rows", "smiles_column")}
+        whole = sets and all(labels.shape == (facts["rows"],) and labels.dtype == np.int32 and labels.max() < int(name[1:]) for name, labels in sets.items())
     except (ValueError, KeyError, TypeError):
-        raise click.ClickException(f"{path}: its meta can't be read; make it again with cluster.py") from None
-    if manifest["sha256"] and facts != (manifest["sha256"], manifest["rows"]) or facts[1] != manifest["rows"]:
-        raise click.ClickException(f"{path}: made from {meta['input']} ({meta['rows']} rows), but {folder}/ from another file, "
-                                   f"{manifest['input']} ({manifest['rows']} rows); run cluster.py on the file that was drawn")
-    names = sorted((name for name in arrays if name[:1] == "k"), key=lambda name: int(name[1:]))
-    return {name: arrays[name] for name in names}
+        whole = False
+    if not whole:
+        raise click.ClickException(f"{path}: damaged or of another kind; make it again with cluster.py")
+    compared = ("rows", "smiles_column", "sha256") if manifest["sha256"] else ("rows",)         # drawn from standard input: no hash
+    if any(facts[key] != manifest[key] for key in compared):
+        raise click.ClickException(f"{path}: made from {facts['input']} ({facts['rows']} rows), but {folder}/ from another file, "
+                                   f"{manifest['input']} ({manifest['rows']} rows), or another column; run cluster.py on what was drawn")
+    return sets
 
 
 def split_held_out(labels, batch):
@@ -313,7 +147,8 @@ def split_held_out(labels, batch):
     order = np.lexsort((np.arange(len(labels)), labels[:, -1]))
     wanted = max(batch, math.ceil(len(order) * HELD_OUT / RUN) * RUN)
     if len(order) < wanted + batch:
-        raise click.ClickException(f"{len(order)} molecules are too few for --batch {batch} (one batch is held out); lower --batch")
+        remedy = "lower --batch" if batch > RUN else f"at least {2 * RUN} are needed"
+        raise click.ClickException(f"{len(order)} molecules are too few for --batch {batch} (one batch is held out); {remedy}")
     runs = np.random.default_rng(42).permutation(len(order) // RUN)[:wanted // RUN]
     held = np.zeros(len(order), bool)
     for run in runs:
@@ -431,11 +266,12 @@ def schedule(order, batch, seed, first, last):
                 yield epoch * steps + i, members
 
 
-def save_run(path, encoder, heads, optimizers, step, config, metrics, log):
-    """Write encoder.pt, the same facts as encoder.json, the log and the curves."""
+def save_run(path, encoder, heads, optimizers, scaler, step, config, metrics, log):
+    """Write encoder.pt, the same facts as encoder.json, and the log."""
     path = Path(path)
     save_checkpoint(path, encoder=encoder.visual.state_dict(), arch=encoder.arch, step=step, config=config, metrics=metrics,
-                    heads=heads.state_dict(), optimizer=[optimizer.state_dict() for optimizer in optimizers])
+                    heads=heads.state_dict(), optimizer=[optimizer.state_dict() for optimizer in optimizers], scaler=scaler.state_dict(),
+                    rng=torch.get_rng_state(), sampler={"seed": config["seed"], "step": step})      # the order is a function of both
     render.save_json(path.with_suffix(".json"), {"arch": encoder.arch, "step": step, "config": config, "metrics": metrics})
     render.save_whole(path.with_suffix(".log.jsonl"), lambda name: name.write_text("".join(json.dumps(entry) + "\n" for entry in log)))
 
@@ -471,28 +307,43 @@ def report(world, entry):
         click.echo(describe(entry))
 
 
-def check_batch(batch, world):
-    for divisor, what in ((RUN, f"runs of {RUN} cluster mates"), (world.size, f"{world.size} processes")):
-        if batch % divisor:
-            raise click.ClickException(f"--batch {batch} can't be divided into {what}; take a multiple of {math.lcm(RUN, world.size)}")
-
-
-def resume_from(path, encoder, heads, optimizers, config):
+def resume_from(path, encoder, heads, optimizers, scaler, config):
     """Restore a checkpoint into the run's parts and return (step, log). Raises if the run's settings differ."""
     checkpoint = load_checkpoint(path)
-    for key in ("shards", "batch", "seed", "init", "temperature"):
-        if checkpoint.get("config", {}).get(key) != config[key]:
-            raise click.ClickException(f"{path}: was made with --{key} {checkpoint.get('config', {}).get(key)}, not {config[key]}; "
-                                       "resume with the same settings, or give another -o")
+    before = checkpoint.get("config", {})
+    for key in ("input_sha256", "batch", "seed", "init", "lr", "temperature"):
+        if before.get(key) != config[key]:
+            raise click.ClickException(f"{path}: was made with {key} {before.get(key)}, not {config[key]}; resume with the same settings, or give another -o")
     try:
         encoder.visual.load_state_dict(checkpoint["encoder"])
         heads.load_state_dict(checkpoint["heads"])
+        scaler.load_state_dict(checkpoint["scaler"])
         for optimizer, state in zip(optimizers, checkpoint["optimizer"], strict=True):
             optimizer.load_state_dict(state)
-    except (KeyError, RuntimeError, ValueError) as error:
+        torch.set_rng_state(checkpoint["rng"])
+    except (KeyError, RuntimeError, ValueError, TypeError) as error:
         raise click.ClickException(f"{path}: can't be resumed from ({one_line(error)})") from None
-    lines = Path(path).with_suffix(".log.jsonl").read_text().splitlines()
-    return checkpoint["step"], [entry for entry in map(json.loads, lines) if entry["step"] <= checkpoint["step"]]
+    log = Path(path).with_suffix(".log.jsonl")
+    try:
+        entries = [json.loads(line) for line in log.read_text().splitlines()]
+        return checkpoint["step"], [entry for entry in entries if entry["step"] <= checkpoint["step"]]
+    except (OSError, ValueError, TypeError, KeyError):
+        click.echo(f"warning: {log} is missing or damaged; the log begins anew", err=True)
+        return checkpoint["step"], []
+
+
+class Positive(click.FloatRange):
+    """A finite number above 0."""
+
+    def __init__(self):
+        super().__init__(0, 1e6, min_open=True)
+
+    def convert(self, value, parameter, context):
+        number = super().convert(value, parameter, context)
+        return number if math.isfinite(number) else self.fail(f"{value} is not a finite number", parameter, context)
+
+
+SEED = click.IntRange(0, 2**32 - 1)
 
 
 @click.command()
@@ -503,65 +354,76 @@ def resume_from(path, encoder, heads, optimizers, config):
 @click.option("--epochs", default=4, show_default=True, type=click.IntRange(1), help="Passes over the molecules.")
 @click.option("--steps", default=None, type=click.IntRange(1), help="Stop after so many optimiser steps.")
 @click.option("--batch", default=256, show_default=True, type=click.IntRange(RUN), help="Molecules in a step, over all processes.")
-@click.option("--lr", default=5e-6, show_default=True, type=click.FloatRange(0, min_open=True), help="Learning rate of the encoder.")
-@click.option("--temperature", default=1 / 15, show_default="1/15", type=click.FloatRange(0, min_open=True), help="Temperature of the contrastive loss.")
+@click.option("--lr", default=5e-6, show_default=True, type=Positive(), help="Learning rate of the encoder.")
+@click.option("--temperature", default=1 / 15, show_default="1/15", type=Positive(), help="Temperature of the contrastive loss.")
 @click.option("--micro-batch", default=None, type=click.IntRange(1), help="Pictures in memory at once.  [default: fits the device]")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the order and of random weights.")
+@click.option("--seed", default=0, show_default=True, type=SEED, help="Seed of the order and of random weights.")
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute.")
 @click.option("--precision", default="auto", show_default=True, type=click.Choice(["auto", "bf16", "fp16", "fp32"]), help="Arithmetic; weights are always fp32.")
 @click.option("--save-every", default=500, show_default=True, type=click.IntRange(1), help="Steps between checkpoints and held-out evaluations.")
 @click.option("--log-every", default=10, show_default=True, type=click.IntRange(1), help="Steps between log lines.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint under -o.")
-def main(**options):
+def main(device, **options):
     """Train an image encoder on drawings of unlabelled molecules."""
-    world = World()
     try:
-        run = prepare(world, **options)
+        device = pick_device(device)
+        world = World(device)
+        run = prepare(world, device, **options)
     except click.ClickException:                           # every process finds the same mistake; the first says so
-        if world.rank:
+        if int(os.environ.get("RANK", 0)):
             time.sleep(30)                                 # torchrun ends the others when one has left
         raise
-    train(*run)
+    train(world, device, *run)
 
 
-def prepare(world, shards, labels, out, init, batch, seed, device, precision, resume, **rest):
-    """Check everything that the user may have got wrong, before any process waits for another."""
-    config = {"shards": str(shards), "labels": str(labels), "init": init, "batch": batch, "seed": seed, **rest}
-    check_batch(batch, world)
-    if Path(out).exists() and not resume:
-        raise click.ClickException(f"{out}: exists already; go on with --resume, or give another name with -o")
-    device = pick_device(device)
+def prepare(world, device, shards, labels, out, init, batch, seed, precision, resume, **rest):
+    """Check everything that the user may have got wrong, before the long work, and load what it needs."""
+    if batch % RUN or batch % world.size:
+        raise click.ClickException(f"--batch {batch} can't be divided into runs of {RUN} cluster mates and {world.size} processes; "
+                                   f"take a multiple of {math.lcm(RUN, world.size)}")
+    if Path(out).suffix != ".pt":
+        raise click.ClickException(f"-o {out}: give a name that ends in .pt; the log and curves are named after it")
+    if Path(out).exists() != resume:
+        raise click.ClickException(f"{out}: nothing to resume here; leave out --resume" if resume else
+                                   f"{out}: exists already; go on with --resume, or give another name with -o")
+    if world.rank == 0:
+        render.check_output(out)
     dtype, reason = pick_precision(precision, device)
     pictures = Pictures(shards, labels)
     order, held = split_held_out(pictures.labels, batch)
+    if world.rank:                                         # clip.load's download is not safe for several processes at once
+        world.barrier()
     encoder = load_encoder(init, seed)
-    if world.rank == 0:
+    if not world.rank:
+        world.barrier()
         weights = sum(p.numel() for p in encoder.parameters()) / 1e6
         click.echo(f"{len(order)} molecules to train on, {len(held)} held out; {weights:.1f} M weights from {init}; "
                    f"{world.size} process{'es' if world.size > 1 else ''} on {device.type} in {str(dtype or 'fp32').removeprefix('torch.')} ({reason})")
         if pictures.unlabelled:
             click.echo(f"{pictures.unlabelled} drawings have no label and are left out")
-    return world, config, out, resume, device, dtype, pictures, order, held, encoder
+    config = {"shards": str(shards), "labels": str(labels), "input_sha256": pictures.sha256, "init": init, "batch": batch, "seed": seed} | rest
+    return config, out, resume, dtype, pictures, order, held, encoder
 
 
-def train(world, config, out, resume, device, dtype, pictures, order, held, encoder):
+def train(world, device, config, out, resume, dtype, pictures, order, held, encoder):
     """Run the optimisation and leave the checkpoint, its log and curves."""
-    world = World(device)
     batch, seed, scale = config["batch"], config["seed"], 1 / config["temperature"]
     micro = config["micro_batch"] or (64 if device.type == "cpu" else 256)
     torch.manual_seed(seed)
     heads = torch.nn.ModuleDict({name: torch.nn.Linear(encoder.arch["args"]["output_dim"], count) for name, count in pictures.classes.items()})
     encoder, heads = encoder.to(device), heads.to(device)
-    optimizers = [torch.optim.Adam(encoder.parameters(), config["lr"], weight_decay=0.1, **ADAM),
-                  torch.optim.Adam(heads.parameters(), 0.01, betas=ADAM["betas"])]
+    rates = config["lr"], 0.01
+    optimizers = [torch.optim.Adam(encoder.parameters(), rates[0], weight_decay=0.1, **ADAM),
+                  torch.optim.Adam(heads.parameters(), rates[1], betas=ADAM["betas"])]
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     last = config["epochs"] * (len(order) // batch)
     last = min(last, config["steps"] or last)
-    first, log = resume_from(out, encoder, heads, optimizers, config) if resume else (0, [])
+    first, log = resume_from(out, encoder, heads, optimizers, scaler, config) if resume else (0, [])
     began = time.time()
     for step, views, labels in load_ahead(pictures, schedule(order, batch, seed, first, last), world):
         parts = backward(encoder, heads, views, labels.to(device), world, scale, device, dtype, micro, scaler)
-        for optimizer in optimizers:
+        for optimizer, rate in zip(optimizers, rates):
+            optimizer.param_groups[0]["lr"] = rate / 3 if step < WARM_UP else rate
             scaler.step(optimizer)
             optimizer.zero_grad()
         scaler.update()
@@ -569,7 +431,7 @@ def train(world, config, out, resume, device, dtype, pictures, order, held, enco
         if done % config["log_every"] == 0 or done == last:
             means = world.mean(torch.stack(list(parts.values()))).tolist()
             pace = (done - first) / (time.time() - began)
-            log.append({"step": done, "epoch": done * batch / len(order), "lr": config["lr"]} | dict(zip(parts, means)) |
+            log.append({"step": done, "epoch": done * batch / len(order), "lr": optimizers[0].param_groups[0]["lr"]} | dict(zip(parts, means)) |
                        {"images/s": 2 * batch * pace, "left": round((last - done) / pace)})
             report(world, log[-1])
         if done % config["save_every"] == 0 or done == last:
@@ -577,10 +439,10 @@ def train(world, config, out, resume, device, dtype, pictures, order, held, enco
             log.append({"step": done} | metrics)
             report(world, log[-1])
             if world.rank == 0:
-                save_run(out, encoder, heads, optimizers, done, config, metrics, log)
+                save_run(out, encoder, heads, optimizers, scaler, done, config, metrics, log)
     if world.rank == 0:
         plot_curves(Path(out).with_suffix(".curves.png"), log)
-        click.echo(f"{out}: step {last}; {Path(out).with_suffix('.curves.png')} shows the course")
+        click.echo(f"{out}: step {max(first, last)}; {Path(out).with_suffix('.curves.png')} shows the course")
     if world.size > 1:
         dist.destroy_process_group()
 

@@ -13,7 +13,6 @@ from conftest import ROOT, mistake
 import export
 import finetune
 import predict
-import render
 
 
 def rows_of(path):
@@ -102,4 +101,5 @@ def test_predict_mistakes(road, tmp_path):
                                 (road / "model.onnx", "nowhere.smi", "no such file"), (road / "model.onnx", "empty.txt", "is empty")):
         assert says in mistake(predict.main, model, tmp_path / source, "-o", tmp_path / "out.csv")
     assert "can't be written" in mistake(predict.main, road / "model.onnx", tmp_path / "a.smi", "-o", tmp_path / "a.smi" / "out.csv")
+    assert "is the input itself" in mistake(predict.main, road / "model.onnx", tmp_path / "a.smi", "-o", tmp_path / "a.smi")
     assert not (tmp_path / "out.csv").exists() and not list(tmp_path.glob(".*"))

@@ -60,9 +60,16 @@ def test_the_random_split_is_the_papers():
 def test_metrics_leave_out_what_is_undefined():
     truth = np.array([[0, 1.0], [1, 1], [1, 1], [np.nan, 1]], np.float32)
     scores = finetune.score_all(truth, np.array([[0.2, 0.9], [0.4, 0.8], [0.1, 0.7], [0.5, 0.6]]), ["a", "b"], "classification")
-    assert scores["a"]["ROC-AUC"] == 0.5 and "ROC-AUC" not in scores["b"] and scores["b"]["accuracy"] == 1
+    each = scores["targets"]
+    assert each["a"]["ROC-AUC"] == 0.5 and "ROC-AUC" not in each["b"] and each["b"]["accuracy"] == 1
     assert scores["pooled"]["ROC-AUC"] == 0.5 and scores["pooled"]["ROC-AUC defined for"] == 1
-    assert all(np.isfinite(value) for part in scores.values() for value in part.values())
+    assert all(np.isfinite(value) for part in (scores["pooled"], *each.values()) for value in part.values())
+
+
+def test_labels_of_any_size_are_standardised():
+    labels = np.array([[1e-12, 1e9, 5.0], [3e-12, 1e9 + 50, 5.0], [np.nan, 1e9 + 100, 5.0]])
+    center, spread = finetune.label_scaling(labels, "regression")
+    assert center == pytest.approx([2e-12, 1e9 + 50, 5]) and spread == pytest.approx([1e-12, np.std([0, 50, 100]), 5], rel=1e-6)
 
 
 def test_the_loss_skips_missing_labels():
@@ -93,7 +100,7 @@ def test_the_model_file_gives_the_written_predictions(road):
     model, checkpoint = finetune.load_model(road / "runs" / "solubility" / "model.pt")
     data = finetune.Data(str(road / "solubility.csv"))
     pictures = finetune.draw_rows(data, 1, 150)
-    got = finetune.predict_rows(model, pictures, [0, 40, 79], checkpoint["task"], 2, torch.device("cpu"), None)
+    got = finetune.predict_rows(model, pictures, [0, 40, 79], checkpoint["task"], 2, torch.device("cpu"))
     lines = rows_of(road / "runs" / "solubility" / "predictions.csv")
     assert got[:, 0] == pytest.approx([float(lines[row]["predicted_labels"]) for row in (0, 40, 79)], abs=1e-4)
 
@@ -143,6 +150,10 @@ def test_a_classification_run(road, desk):
     ("smiles,y\nC1CC,1.5\n?,2.5\n", [], "none of its 2 rows is a readable molecule"),
     ("smiles,y\nCCO,1.5\nCCN,2.5\n", [], "at least 10 are needed"),
     ("", [], "is empty"),
+    ("smiles,y\n", [], "but for its header"),
+    ("smiles,y,y_1\nCCO,1 2,3\nCCN,2 3,4\n", [], "two targets would be called 'y_1'"),
+    ('smiles,name,y\nCCO,"3-methyl,1\nCCN,b,2\nCCC,"c",3\n', [], "not a readable table"),
+    ("smiles,y\nCCO,1e31\nCCN,2\nCCC,2\n", [], "row 0 (line 2)"),
 ])
 def test_mistakes(road, tmp_path, text, words, says):
     (tmp_path / "t.csv").write_text(text)
@@ -153,4 +164,5 @@ def test_mistakes(road, tmp_path, text, words, says):
 def test_a_finished_run_is_kept(road):
     line = mistake(finetune.main, "--data", road / "solubility.csv", "--init", road / "encoder.pt", "-o", road / "runs" / "solubility")
     assert "--overwrite" in line
+    assert "each seed once" in mistake(finetune.main, "--data", "esol.csv", "--seeds", "3,3", code=2)
     assert "1,2,3" in mistake(finetune.main, "--data", "esol.csv", "--seeds", "1;2", code=2)

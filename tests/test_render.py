@@ -31,7 +31,7 @@ def rdkit_picture(smiles):
 def test_shard_holds_what_the_design_says(road):
     shard = render.read_shard(road / "shards" / "shard-00000.npz")
     kinds = {name: (shard[name].dtype.kind, shard[name].dtype.itemsize, shard[name].ndim) for name in ("data", "offsets", "palette", "row", "views")}
-    assert kinds == {"data": ("u", 1, 1), "offsets": ("i", 8, 1), "palette": ("u", 1, 2), "row": ("i", 8, 1), "views": ("i", 8, 0)}
+    assert shard["smiles"].dtype.kind == "U" and kinds == {"data": ("u", 1, 1), "offsets": ("i", 8, 1), "palette": ("u", 1, 2), "row": ("i", 8, 1), "views": ("i", 8, 0)}
     assert shard["offsets"].shape == (95 * 2 + 1,) and shard["offsets"][-1] == len(shard["data"])
     assert shard["smiles"].dtype.kind == "U" and (shard["palette"] == render.palette()).all()
     with np.load(road / "shards" / "shard-00000.npz", allow_pickle=False) as plain:      # a person opens it with numpy alone
@@ -113,6 +113,18 @@ def test_tables(tmp_path, name, content):
     assert found[0].fields["note"] == "a, b" and "no SMILES" in found[1].problem
 
 
+def test_a_header_may_span_lines_and_a_stray_quote_may_not_swallow_rows(tmp_path, capsys):
+    (tmp_path / "a.csv").write_text('smiles,"IC50\n(nM)"\nCCO,1\nCCN,2\n')
+    assert [(m.row, m.line, m.smiles) for m in render.read_molecules(str(tmp_path / "a.csv"))] == [(0, 3, "CCO"), (1, 4, "CCN")]
+    for text in ('name,smiles\n"3-methyl,CCO\nb,CCN\n', 'smiles,name\nCCO,"a\nCCN",b\n'):
+        (tmp_path / "b.csv").write_text(text)
+        with pytest.raises(click.ClickException):
+            list(render.read_molecules(str(tmp_path / "b.csv")))
+    (tmp_path / "c.csv").write_text('name,smiles\n"two\nlines",CCC\n')             # may be meant so, may be not: it is said
+    assert next(render.read_molecules(str(tmp_path / "c.csv"))).fields["name"] == "two\nlines"
+    assert "lines 2 to 3 are one record" in capsys.readouterr().err
+
+
 def test_a_field_too_many_is_rejected_not_shifted(tmp_path):
     (tmp_path / "a.csv").write_text("name,smiles\nethanol,CCO\n2,3-butanediol,CC(O)C(C)O\n")
     found = list(render.read_molecules(str(tmp_path / "a.csv")))
@@ -120,8 +132,8 @@ def test_a_field_too_many_is_rejected_not_shifted(tmp_path):
 
 
 def test_a_crash_or_a_stall_costs_one_row(monkeypatch):
-    items = [(row, smiles, "") for row, smiles in enumerate(small_molecules(10))]
-    items[3], items[6] = (3, "die", ""), (6, "sleep", "")
+    items = [render.Molecule(row, row + 1, smiles) for row, smiles in enumerate(small_molecules(10))]
+    items[3], items[6] = render.Molecule(3, 4, "die"), render.Molecule(6, 7, "sleep")
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
     results = [result for _, result in render.parallel("faulty:draw", items, 2, group=4, limit=3)]
     assert "crashed" in results[3] and "longer than 3 s" in results[6]
@@ -140,6 +152,18 @@ def test_mistakes(tmp_path, name, content, says):
     line = mistake(render.main, tmp_path / name, "-o", tmp_path / "out")
     assert says in line and name in line
     assert not list(tmp_path.glob("out/shard-*.npz")) or "rejected.csv" in line
+
+
+@pytest.mark.parametrize("smiles", [b"[#119]", b"C\xe9C", b"CC>>CC", b"c1ccccc1" * 40])
+def test_odd_smiles_cost_their_own_row(tmp_path, smiles):
+    (tmp_path / "a.smi").write_bytes(b"CCO\n" + smiles + b"\nCCN\n")
+    results = [result for _, result in render.draw_all(render.read_molecules(str(tmp_path / "a.smi")), 1)]
+    assert isinstance(results[1], str) and "crashed" not in results[1] and isinstance(results[0], list) and isinstance(results[2], list)
+
+
+def test_a_missing_font_is_an_error(monkeypatch, tmp_path):
+    monkeypatch.setattr(render, "FONTS", [*render.FONTS, "NoSuchFont.ttf"])
+    assert "NoSuchFont.ttf not found" in mistake(render.main, "new_molecules.txt", "-o", tmp_path / "out")
 
 
 def test_truncated_gzip(tmp_path):
