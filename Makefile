@@ -1,4 +1,4 @@
-# make demo: set up and run all six stations on real molecules (about 8 minutes on 2 cores)
+# make demo: set up and run all six stations on real molecules (6 minutes on 2 cores, once installed)
 # make test: set up and run the tests
 SHELL := /bin/bash
 .SHELLFLAGS := -e -o pipefail -c

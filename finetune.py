@@ -8,7 +8,6 @@ Encoder and a 3-layer MLP are trained together; the test value reported is that 
 validation. Every report has fingerprint baselines on the same split beside it (MoleCLIP, section 9 of its protocol).
 """
 
-import csv
 import math
 import re
 import shutil
@@ -186,11 +185,8 @@ def make_split(data, usable, kind, seed):
 
 def mlp(inputs, outputs):
     """Return the paper's head: three layers of 512 with ReLU, then one linear layer."""
-    layers = []
-    for _ in range(3):
-        layers += [torch.nn.Linear(inputs, 512), torch.nn.ReLU()]
-        inputs = 512
-    return torch.nn.Sequential(*layers, torch.nn.Linear(512, outputs))
+    hidden = [layer for width in (inputs, 512, 512) for layer in (torch.nn.Linear(width, 512), torch.nn.ReLU())]
+    return torch.nn.Sequential(*hidden, torch.nn.Linear(512, outputs))
 
 
 class Model(torch.nn.Module):
@@ -328,14 +324,17 @@ def finetune(model, pictures, labels, split, task, lr_encoder, lr_head, device, 
     """Train encoder and head on index pictures, {row: uint8 (224, 224)}; see `fit`."""
     optimizers = [torch.optim.Adam(model.encoder.parameters(), lr_encoder, weight_decay=1e-5, **pretrain.ADAM),
                   torch.optim.Adam(model.head.parameters(), lr_head, weight_decay=1e-5, **pretrain.ADAM)]
-    inputs = lambda rows: pretrain.to_pixels(np.stack([pictures[i] for i in rows]), device)
-    return fit(model, inputs, labels, split, task, optimizers, device=device, dtype=dtype, **run)
+    return fit(model, pixels_of(pictures, device), labels, split, task, optimizers, device=device, dtype=dtype, **run)
 
 
 def predict_rows(model, pictures, rows, task, batch, device):
     """Return predictions in the label's unit (or probabilities), float32 (len(rows), targets); in fp32, as ONNX computes them."""
-    inputs = lambda part: pretrain.to_pixels(np.stack([pictures[i] for i in part]), device)
-    return model.to_unit(run_batches(model, inputs, rows, batch, device, None), task).cpu().numpy()
+    return model.to_unit(run_batches(model, pixels_of(pictures, device), rows, batch, device, None), task).cpu().numpy()
+
+
+def pixels_of(pictures, device):
+    """Return a function from row numbers to the model's input."""
+    return lambda rows: pretrain.to_pixels(np.stack([pictures[i] for i in rows]), device)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -382,15 +381,6 @@ def forest(bits, labels, split, task, seed):
 # The run folder
 
 
-def write_table(path, header, rows):
-    def write(name):
-        with open(name, "w", newline="", errors="surrogateescape") as stream:
-            table = csv.writer(stream)
-            table.writerow(header)
-            table.writerows(rows)
-    render.save_whole(path, write)
-
-
 def write_predictions(path, data, split, predicted):
     """Write one line for every row of the input: row, smiles, split, then truth and prediction of each target."""
     part_of = {row: part for part, rows in split.items() for row in rows}
@@ -402,7 +392,7 @@ def write_predictions(path, data, split, predicted):
             truth = data.labels[m.row, t]
             cells += ["" if np.isnan(truth) else f"{truth:.7g}", f"{predicted[m.row][t]:.7g}" if m.row in predicted else ""]
         lines.append([m.row, m.smiles, part_of.get(m.row, ""), *cells, data.problems[m.row]])
-    write_table(path, header, lines)
+    render.save_table(path, header, lines)
 
 
 def plot_report(path, data, split, predicted, history, scores):
@@ -514,8 +504,8 @@ def one_seed(folder, data, pictures, split, seed, config, device, dtype):
                "sizes": {part: len(rows) for part, rows in split.items()}, "rejected": len(data) - len(usable)}
     save_model(folder / "model.pt", model, data, config, {"test": table["this model"], "best_epoch": best["epoch"]})
     render.save_json(folder / "config.json", config | {"seed": seed})
-    write_table(folder / "splits.csv", ["row", "split"], sorted((row, part) for part, rows in split.items() for row in rows))
-    write_table(folder / "history.csv", list(history[0]), [list(h.values()) for h in history])
+    render.save_table(folder / "splits.csv", ["row", "split"], sorted((row, part) for part, rows in split.items() for row in rows))
+    render.save_table(folder / "history.csv", list(history[0]), [list(h.values()) for h in history])
     write_predictions(folder / "predictions.csv", data, split, predicted)
     plot_report(folder / "report.png", data, split, predicted, history, table["this model"])
     render.save_json(folder / "metrics.json", metrics)

@@ -357,6 +357,18 @@ def save_json(path, facts):
     save_whole(path, lambda name: name.write_text(json.dumps(facts, indent=2) + "\n"))
 
 
+def save_table(path, header, rows):
+    """Write a CSV from any iterable of rows, whole or not at all."""
+
+    def write(name):
+        with open(name, "w", newline="", errors="surrogateescape") as stream:
+            table = csv.writer(stream)
+            table.writerow(header)
+            table.writerows(rows)
+
+    save_whole(path, write)
+
+
 def save_arrays(path, **arrays):
     """Write an uncompressed .npz, whole or not at all. The same arrays give the same bytes."""
 

@@ -8,7 +8,6 @@ View 0 is the plain drawing, the others are drawn in a random style. Whoever dra
 deployment see the same picture.
 """
 
-import csv
 import ctypes
 import importlib.util
 import io
@@ -31,7 +30,7 @@ from rdkit.Chem.Draw import rdMolDraw2D
 from tqdm import tqdm
 
 from molecules import (HERE, Molecule, check_output, default_workers, find_input, find_smiles_column, input_facts, input_kind,     # noqa: F401
-                       parallel, parse_part, read_arrays, read_molecules, save_arrays, save_json, save_whole)
+                       parallel, parse_part, read_arrays, read_molecules, save_arrays, save_json, save_table, save_whole)
 
 SIZE = 224          # pixels: the resolution of CLIP's image encoders
 SHARD = 1024        # rows of the input that one shard covers, readable or not
@@ -378,18 +377,15 @@ def write_rejected(path, shards):
     """Gather the rejected rows of shards into a CSV and return (drawn, rejected) counts."""
     counts = [0, 0]
 
-    def write(name):
-        with open(name, "w", newline="", errors="surrogateescape") as stream:
-            table = csv.writer(stream)
-            table.writerow(["row", "line", "smiles", "reason"])
-            for shard in shards:
-                arrays = read_arrays(shard, ("row", "rejected"))
-                rejected = json.loads(arrays["rejected"].tobytes())
-                table.writerows(rejected)
-                counts[0] += len(arrays["row"])
-                counts[1] += len(rejected)
+    def rows():
+        for shard in shards:
+            arrays = read_arrays(shard, ("row", "rejected"))
+            rejected = json.loads(arrays["rejected"].tobytes())
+            counts[0] += len(arrays["row"])
+            counts[1] += len(rejected)
+            yield from rejected
 
-    save_whole(path, write)
+    save_table(path, ["row", "line", "smiles", "reason"], rows())
     return counts
 
 
