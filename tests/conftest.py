@@ -75,6 +75,13 @@ def road(tmp_path_factory):
     return desk
 
 
+def invoke(command, *words):
+    """Run a click command that has to succeed and return what it printed."""
+    outcome = CliRunner().invoke(command, [str(word) for word in words], catch_exceptions=False)
+    assert outcome.exit_code == 0, outcome.output
+    return outcome.output
+
+
 def mistake(command, *words, code=1):
     """Run a click command that has to fail for a user's mistake, and return its one line."""
     outcome = CliRunner().invoke(command, [str(word) for word in words])

@@ -1,13 +1,19 @@
 import csv
 import gzip
 import io
+import itertools
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import click
 import numpy as np
 import pytest
-from conftest import ROOT, first_lines, mistake, small_molecules
+from conftest import ROOT, first_lines, invoke, mistake, small_molecules
 from PIL import Image
 from rdkit import Chem
 from rdkit.Chem.Draw import rdMolDraw2D
@@ -58,6 +64,84 @@ def test_shard_pictures_are_those_of_draw(road):
         assert (render.picture(shard, member, 1) == render.draw(molecule, style)).all()
 
 
+def test_pixels_come_from_cairo_and_are_those_of_the_png(monkeypatch):
+    molecules = [render.layout(render.parse(smiles)) for smiles in small_molecules(6)]
+    styles = [render.Style(), render.random_style(0, 1, 1)]
+    straight = [render.draw(molecule, style) for molecule in molecules for style in styles]
+    assert render.cairo_tap() is not None or not os.path.exists("/proc/self/maps")
+    monkeypatch.setattr(render, "cairo_tap", lambda: None)
+    by_png = [render.draw(molecule, style) for molecule in molecules for style in styles]
+    assert all((a == b).all() for a, b in zip(straight, by_png))
+
+
+def test_rdkit_still_gives_its_png_to_others():
+    picture_of(ASPIRIN)
+    assert rdkit_picture(ASPIRIN).min() == 0                         # the tap is there only while we draw
+
+
+@pytest.mark.parametrize("change", [{"line_width": 5}, {"font_size": 24}, {"bond_length": 20.0}, {"multiple_bond_offset": 0.4},
+                                    {"rotation": 75.0}, {"font": "cmtt10.ttf"}])
+def test_each_of_the_six_options_changes_the_picture(change):
+    plain, styled = picture_of(ASPIRIN), picture_of(ASPIRIN, render.Style()._replace(**change))
+    assert (plain != styled).sum() > 50
+    if "line_width" in change:
+        assert (styled > 0).sum() > 1.3 * (plain > 0).sum()
+    if "bond_length" in change:
+        assert np.ptp(np.nonzero(styled)[1]) < 0.8 * np.ptp(np.nonzero(plain)[1])
+
+
+def test_the_21_fonts_draw_21_pictures():
+    pictures = {picture_of("NC(=O)CCl", render.Style(font_size=24, font=font)).tobytes() for font in render.FONTS}
+    assert len(render.FONTS) == len(pictures) == 21
+
+
+def test_random_styles_cover_their_ranges():
+    styles = [render.random_style(7, row, 1) for row in range(400)]
+    assert {s.line_width for s in styles} == {2, 3, 4, 5} and {s.font_size for s in styles} == set(range(14, 25))
+    assert {s.font for s in styles} == set(render.FONTS)
+    for name, low, high in (("bond_length", 20, 100), ("multiple_bond_offset", 0.1, 0.4), ("rotation", 0, 360)):
+        values = [getattr(s, name) for s in styles]
+        assert low <= min(values) < low + 0.05 * (high - low) and high - 0.05 * (high - low) < max(values) <= high
+    assert len({render.random_style(7, 0, 1), render.random_style(7, 0, 2), render.random_style(7, 1, 1), render.random_style(8, 0, 1)}) == 4
+
+
+def test_r_groups_are_black_labels_where_colours_were():
+    plain = render.layout(render.parse("OCC(F)(Cl)C(Br)(I)CS"))
+    replaced = render.layout(render.replace_terminals(render.parse("OCC(F)(Cl)C(Br)(I)CS")))
+    labels = sorted(atom.GetProp("_displayLabel") for atom in replaced.GetAtoms() if atom.HasProp("_displayLabel"))
+    assert labels == ["R2", "R4", "R5", "R6", "R7", "R8"]
+    colourful, black = (render.to_rgb(render.draw(molecule)).astype(int) for molecule in (plain, replaced))
+    assert (np.ptp(colourful, -1) > 60).sum() > 200 and np.ptp(black, -1).max() <= 16
+    canvas = rdMolDraw2D.MolDraw2DCairo(224, 224)
+    canvas.drawOptions().prepareMolsBeforeDrawing = False
+    canvas.DrawMolecule(replaced)
+    for atom in replaced.GetAtoms():                                 # each label stands where its atom is
+        if atom.GetAtomicNum() == 54:
+            at = canvas.GetDrawCoords(atom.GetIdx())
+            assert (black[int(at.y) - 7:int(at.y) + 8, int(at.x) - 7:int(at.x) + 8] < 128).sum() > 20
+
+
+def test_r_groups_replace_terminal_single_bonds_only():
+    replaced = render.replace_terminals(render.parse("CC(=O)Nc1ccc(C#N)cc1.[Na+].CC"))
+    labels = [atom.GetProp("_displayLabel") for atom in replaced.GetAtoms() if atom.GetAtomicNum() == 54]
+    assert labels == ["R1", "R1", "R1"]                             # not =O, #N, nor an atom on its own
+    assert (picture_of("[NH4+]") == render.draw(render.layout(render.replace_terminals(render.parse("[NH4+]"))))).all()
+
+
+@pytest.mark.parametrize("smiles", ["[Na+].[Cl-]", "C[N+](C)(C)C.[I-]", "[CH3]", "C[O]", "[O-][n+]1ccccc1", "Cl[Pt](Cl)(N)N", "C1=CC=C[CH-]1.C1=CC=C[CH-]1.[Fe+2]",
+                                    "*c1ccccc1", "[Xe]", "[U]", "[2H]C", "[H][H]", "F[P-](F)(F)(F)(F)F", "CC(=O)O[Hg]c1ccccc1", "[13CH4]"])
+def test_salts_radicals_metals_and_rarities_are_drawn(smiles):
+    off = np.abs(render.to_rgb(picture_of(smiles)).astype(int) - rdkit_picture(smiles))
+    assert (picture_of(smiles) > 0).sum() > 10 and off.mean() <= 0.2
+
+
+def test_every_element_has_rdkits_hue():
+    for number in (0, *range(1, 119)):
+        symbol = f"[#{number}]" if number else "*"
+        ours, theirs = render.to_rgb(picture_of(symbol)).astype(int), rdkit_picture(symbol).astype(int)
+        assert np.abs(ours - theirs)[theirs.min(-1) < 128].mean() < 6, f"element {number}"
+
+
 def test_indexed_colour_is_rdkits_picture():
     off = np.array([np.abs(render.to_rgb(picture_of(smiles)).astype(int) - rdkit_picture(smiles)) for smiles in small_molecules(30)])
     assert off.mean() <= 0.15 and (off.max(-1) > 16).mean() <= 0.001
@@ -86,6 +170,99 @@ def test_same_bytes_for_any_workers_and_after_an_interruption(desk, road):
     desk.run(["python", "render.py", road / "molecules.smi", "-o", "one", "--workers", "3", "--resume"])
     assert whole == (desk / "one" / "shard-00000.npz").read_bytes()
     assert len((desk / "one" / "rejected.csv").read_text().splitlines()) == 2
+
+
+def test_parts_lie_side_by_side_and_make_the_same_shards(desk, monkeypatch):
+    monkeypatch.setattr(render, "SHARD", 8)
+    desk.write("a.smi", small_molecules(20) + ["C1CC"] + small_molecules(9))
+    monkeypatch.chdir(desk.folder)
+    invoke(render.main, "a.smi", "-o", "whole", "--workers", 1)
+    invoke(render.main, "a.smi", "-o", "cut", "--workers", 1, "--part", "2/2")
+    with pytest.raises(click.ClickException, match="--part 1/2 --resume"):
+        render.read_manifest("cut")
+    invoke(render.main, "a.smi", "-o", "cut", "--workers", 1, "--part", "1/2")
+    assert "already holds" in mistake(render.main, "a.smi", "-o", "cut", "--part", "1/2")
+    assert "parts 2, not 3" in mistake(render.main, "a.smi", "-o", "cut", "--part", "3/3")
+    names = [f"shard-{i:05d}.npz" for i in range(4)]
+    assert all((desk / "cut" / name).read_bytes() == (desk / "whole" / name).read_bytes() for name in names)
+    whole, cut = render.read_manifest("whole"), render.read_manifest("cut")
+    assert [cut[key] for key in ("rows", "drawn", "rejected")] == [whole[key] for key in ("rows", "drawn", "rejected")] == [30, 29, 1]
+    assert "20,21,C1CC" in (desk / "cut" / "rejected-1-of-2.csv").read_text() and "C1CC" not in (desk / "cut" / "rejected-2-of-2.csv").read_text()
+    for words in (["a.smi", "--part", "0/2"], ["a.smi", "--part", "3/2"], ["a.smi", "--part", "2"], ["-", "--part", "1/2"], ["-", "--resume"]):
+        mistake(render.main, *words, code=2)
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(desk):
+    desk.write("a.smi", small_molecules(1200) * 3)
+    command = [sys.executable, "render.py", "a.smi", "-o", "cut", "--views", "1"]
+    with subprocess.Popen(command, cwd=desk.folder, stderr=subprocess.DEVNULL) as process:
+        while not (desk / "cut" / "shard-00000.npz").exists():
+            time.sleep(0.01)
+        process.kill()
+    before = sorted(path.name for path in (desk / "cut").glob("shard-*.npz"))
+    assert 1 <= len(before) < 4 and not json.loads((desk / "cut" / "manifest.json").read_text())["complete"]
+    desk.run(["python", *command[1:], "--resume"])
+    desk.run(["python", "render.py", "a.smi", "-o", "whole", "--views", "1"])
+    names = sorted(path.name for path in (desk / "whole").glob("shard-*.npz"))
+    assert len(names) == 4 and all((desk / "cut" / name).read_bytes() == (desk / "whole" / name).read_bytes() for name in names)
+
+
+def test_ctrl_c_leaves_no_process_and_no_noise(desk):
+    desk.write("a.smi", small_molecules(1200) * 3)
+    process = subprocess.Popen([sys.executable, "render.py", "a.smi", "-o", "out"], cwd=desk.folder, stderr=subprocess.PIPE, text=True)
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=20)[1]
+    assert process.returncode != 0 and "Traceback" not in said and not list((desk / "out").glob(".*"))
+    workers = [path for path in Path("/proc").glob("[0-9]*") if str(ROOT).encode() in cmdline(path) and b"molecules.serve" in cmdline(path)]
+    assert not workers
+
+
+def cmdline(path):
+    try:
+        return (path / "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def test_no_more_is_read_than_the_workers_need():
+    taken = []
+
+    def endless():
+        for row in itertools.count():
+            taken.append(row)
+            yield render.Molecule(row, row + 1, "CCO")
+
+    results = render.draw_all(endless(), 2)
+    for _ in range(100):
+        next(results)
+    results.close()
+    assert len(taken) <= 100 + 2 * 3 * 32 + 32
+
+
+def test_preview(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    invoke(render.main, "new_molecules.txt", "--views", 3, "--preview", "grid.png", "--workers", 1)
+    grid = np.asarray(Image.open(tmp_path / "grid.png").convert("RGB"))
+    assert grid.shape == (12 * 252, 3 * 232 + 8, 3) and not (tmp_path / "shards").exists()
+    aspirin = render.to_rgb(picture_of("CC(=O)Oc1ccccc1C(=O)O"))
+    assert (grid[24:248, 8:232] == aspirin).all()
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    def full(*words, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    (tmp_path / "a.smi").write_text("CCO\n")
+    assert "can't be written (No space left on device)" in mistake(render.main, tmp_path / "a.smi", "-o", tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.npz")) and not list((tmp_path / "out").glob(".*"))
+
+
+def test_a_large_molecule_costs_its_row(tmp_path):
+    (tmp_path / "a.smi").write_text("C" * 151 + "\n" + "C" * 150 + "\n")
+    first, second = [result for _, result in render.draw_all(render.read_molecules(str(tmp_path / "a.smi")), 1)]
+    assert first == "151 heavy atoms, more than --max-atoms 150" and isinstance(second, list)
 
 
 @pytest.mark.parametrize("name, content", [
