@@ -1,13 +1,54 @@
+import csv
 import json
 
 import numpy as np
 import pytest
-from conftest import mistake, small_molecules
+from conftest import ROOT, first_lines, invoke, mistake, small_molecules
+from PIL import Image
 from rdkit import Chem
 from rdkit.Chem import MACCSkeys
 
 import cluster
+import pretrain
 import render
+
+
+def labels_of(path, *names):
+    arrays = render.read_arrays(path, (*names, "meta"))
+    return [arrays[name] for name in names], json.loads(str(arrays["meta"]))
+
+
+def packed_keys(lines):
+    return np.stack([np.frombuffer(cluster.maccs_keys((0, line.split()[0], "")), np.uint8) for line in lines])
+
+
+@pytest.fixture
+def molecules(tmp_path):
+    """300 ChEMBL molecules of which one is broken."""
+    lines = small_molecules(300)
+    lines[7] = "C1CC broken"
+    (tmp_path / "a.smi").write_text("\n".join(lines) + "\n")
+    return tmp_path / "a.smi"
+
+
+@pytest.fixture(scope="module")
+def clustered(tmp_path_factory):
+    """A folder with molecules.smi, 96 ChEMBL molecules of which row 7 is broken, and its labels.npz of 4 and 12 clusters."""
+    folder = tmp_path_factory.mktemp("clustered")
+    lines = small_molecules(96)
+    lines[7] = "C1CC broken"
+    (folder / "molecules.smi").write_text("\n".join(lines) + "\n")
+    invoke(cluster.main, folder / "molecules.smi", "--k", 4, "--k", 12, "-o", folder / "labels.npz")
+    return folder
+
+
+@pytest.fixture
+def minibatch(monkeypatch):
+    monkeypatch.setattr(cluster, "MINIBATCH_FROM", 64)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Clusters
 
 
 def test_labels_hold_what_the_design_says(road):
@@ -16,16 +57,19 @@ def test_labels_hold_what_the_design_says(road):
     assert arrays["centroids_k12"].dtype == np.float32 and arrays["centroids_k12"].shape == (12, 167)
     assert arrays["k12"][7] == -1 and (np.delete(arrays["k12"], 7) >= 0).all()
     meta, manifest = json.loads(str(arrays["meta"])), json.loads((road / "shards" / "manifest.json").read_text())
-    assert (meta["sha256"], meta["rows"]) == (manifest["sha256"], 96)
+    assert (meta["sha256"], meta["rows"], meta["readable"]) == (manifest["sha256"], 96, 95)
+    assert meta["label_sets"]["k4"]["largest"] == np.bincount(np.delete(arrays["k4"], 7)).max()
 
 
 def test_each_molecule_has_the_nearest_centroid(road):
-    arrays = render.read_arrays(road / "labels.npz", ("k12",))
+    arrays, inertia = render.read_arrays(road / "labels.npz", ("k12",)), 0
     for row, line in enumerate((road / "molecules.smi").read_text().splitlines()):
         if row != 7:
             bits = np.array(MACCSkeys.GenMACCSKeys(Chem.MolFromSmiles(line.split()[0])), float)
             distances = np.square(arrays["centroids_k12"] - bits).sum(1)
             assert distances[arrays["k12"][row]] <= distances.min() + 1e-4
+            inertia += distances.min()
+    assert json.loads(str(arrays["meta"]))["label_sets"]["k12"]["inertia"] == pytest.approx(inertia, rel=1e-5)
 
 
 def test_the_seed_decides_not_the_workers(desk):
@@ -35,8 +79,165 @@ def test_the_seed_decides_not_the_workers(desk):
     assert (desk / "one.npz").read_bytes() == (desk / "two.npz").read_bytes()
 
 
+def test_the_seed_decides_not_the_workers_in_batches(molecules, tmp_path, minibatch):
+    for name, *words in (("one", "--workers", 1), ("two", "--workers", 2), ("other", "--seed", 1)):
+        invoke(cluster.main, molecules, "--k", 30, "-o", tmp_path / f"{name}.npz", *words)
+    assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
+    (one,), _ = labels_of(tmp_path / "one.npz", "k30")
+    (other,), meta = labels_of(tmp_path / "other.npz", "k30")
+    assert (one != other).any() and meta["seed"] == 1
+
+
+def test_batches_cluster_nearly_as_well_as_all_at_once(monkeypatch):
+    packed = packed_keys(small_molecules(600))
+    whole = cluster.nearest(packed, cluster.fit(packed, 40, 0))[1]
+    monkeypatch.setattr(cluster, "MINIBATCH_FROM", 100)
+    labels, inertia = cluster.nearest(packed, cluster.fit(packed, 40, 0))
+    assert inertia < 1.1 * whole and len(np.unique(labels)) == 40
+
+
+def test_batches_never_unpack_all_molecules(monkeypatch, minibatch):
+    packed, seen, unpack = packed_keys(small_molecules(500)), [], cluster.unpack
+    monkeypatch.setattr(cluster, "CHUNK", 64)
+    monkeypatch.setattr(cluster, "unpack", lambda some: seen.append(len(some)) or unpack(some))
+    labels, _ = cluster.nearest(packed, cluster.fit(packed, 20, 0))
+    assert len(labels) == 500 and max(seen) < 2 * 64
+
+
+def test_more_clusters_than_a_batch_holds(minibatch):
+    packed = packed_keys(small_molecules(300))
+    distinct = len(cluster.distinct_keys(packed))
+    labels, inertia = cluster.nearest(packed, cluster.fit(packed, distinct, 0))
+    assert 200 < distinct and inertia < 1e-6 and len(np.unique(labels)) == distinct
+
+
+def test_distinct_keys_are_those_of_the_rows():
+    packed = packed_keys(small_molecules(200))
+    packed[:50] = packed[50:100]
+    assert (cluster.distinct_keys(packed) == np.unique(packed, axis=0)).all()
+    assert (np.packbits(cluster.unpack(packed).astype(np.uint8), axis=1) == packed).all()
+
+
+@pytest.mark.parametrize("words, distinct", [((), 2649), (("--max-atoms", 10000), 2826)])      # 224 have more than 150 heavy atoms
+def test_the_default_is_too_many_for_the_chembl_sample(tmp_path, words, distinct):
+    says = mistake(cluster.main, ROOT / "data" / "chembl_3000.smi", "-o", tmp_path / "labels.npz", *words)
+    assert f"--k 3000 is more than its {distinct} distinct MACCS keys; lower --k" in says
+
+
 @pytest.mark.parametrize("lines, says", [(["CCO"] * 9, "1 distinct MACCS keys; lower --k"), (["C1CC", "?"], "none of its 2 rows")])
 def test_mistakes(tmp_path, lines, says):
     (tmp_path / "a.smi").write_text("\n".join(lines))
     assert says in mistake(cluster.main, tmp_path / "a.smi", "--k", 3, "-o", tmp_path / "labels.npz")
     assert not (tmp_path / "labels.npz").exists()
+
+
+@pytest.mark.parametrize("words", [("--k", 3, "--sweep"), ("--sweep", "--assign", "labels.npz"), ("--assign", "labels.npz", "--k", 3)])
+def test_one_thing_at_a_time(molecules, words):
+    assert "--k, --assign and --sweep exclude each other" in mistake(cluster.main, molecules, *words, code=2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# --assign
+
+
+def test_assigning_the_same_file_gives_the_same_labels(molecules, tmp_path, minibatch):
+    invoke(cluster.main, molecules, "--k", 12, "--k", 40, "-o", tmp_path / "labels.npz", "--seed", 3)
+    invoke(cluster.main, molecules, "--assign", tmp_path / "labels.npz", "-o", tmp_path / "again.npz")
+    names = ("k12", "k40", "centroids_k12", "centroids_k40")
+    (before, meta), (after, again) = labels_of(tmp_path / "labels.npz", *names), labels_of(tmp_path / "again.npz", *names)
+    assert all(a.dtype == b.dtype and (a == b).all() for a, b in zip(before, after))
+    assert again.pop("assigned_from") == {key: meta[key] for key in ("input", "sha256", "seed", "rdkit")} and again == meta
+
+
+def test_other_molecules_get_the_labels_they_would_have_had(clustered, tmp_path):
+    (before,), _ = labels_of(clustered / "labels.npz", "k12")
+    lines = (clustered / "molecules.smi").read_text().splitlines()
+    order = [50, 7, 3, 20, 3]
+    (tmp_path / "new.csv").write_text("name,smiles\n" + "".join(f"{row},{lines[row].split()[0]}\n" for row in order))
+    said = invoke(cluster.main, tmp_path / "new.csv", "--assign", clustered / "labels.npz", "-o", tmp_path / "new.npz")
+    (after,), meta = labels_of(tmp_path / "new.npz", "k12")
+    assert after.tolist() == before[order].tolist() and after[1] == -1
+    empty = 12 - len(set(after.tolist()) - {-1})
+    assert meta["label_sets"]["k12"]["empty"] == empty and f"k = 12: {empty} clusters empty" in said and "-1 for 1 rejected rows" in said
+    facts = render.input_facts(str(tmp_path / "new.csv"))
+    assert list(pretrain.read_labels(tmp_path / "new.npz", tmp_path, facts)) == ["k4", "k12"]
+
+
+@pytest.mark.parametrize("change, says", [
+    (None, "no such file"),
+    ("text", "not a file that numpy can read"),
+    ({"meta": None}, "has no array 'meta'"),
+    ({"meta": np.array("{")}, "damaged or of another kind; --assign takes a labels.npz"),
+    ({"meta": np.array("[]")}, "damaged or of another kind"),
+    ({"k4": None, "k12": None}, "damaged or of another kind"),
+    ({"centroids_k12": None}, "damaged or of another kind"),
+    ({"centroids_k12": np.zeros((12, 166), np.float32)}, "damaged or of another kind"),
+    ({"centroids_k4": np.full((4, 167), np.nan, np.float32)}, "damaged or of another kind"),
+])
+def test_assign_refuses_what_cluster_did_not_write(clustered, tmp_path, change, says):
+    bad = tmp_path / "bad.npz"
+    if change == "text":
+        bad.write_text("k4")
+    elif change:
+        arrays = render.read_arrays(clustered / "labels.npz", ()) | change
+        render.save_arrays(bad, **{name: array for name, array in arrays.items() if array is not None})
+    line = mistake(cluster.main, clustered / "molecules.smi", "--assign", bad, "-o", tmp_path / "out.npz")
+    assert f"{bad}: " in line and says in line and not (tmp_path / "out.npz").exists()
+
+
+def test_assign_does_not_overwrite_its_centroids(clustered, monkeypatch):
+    monkeypatch.chdir(clustered)
+    assert "-o labels.npz: is the input itself" in mistake(cluster.main, "molecules.smi", "--assign", "labels.npz")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# --sweep
+
+
+def read_sweep(folder):
+    with open(folder / "sweep.csv", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_sweep(molecules, tmp_path):
+    (tmp_path / "out").mkdir()
+    said = invoke(cluster.main, molecules, "--sweep", "-o", tmp_path / "out" / "labels.npz")
+    table = read_sweep(tmp_path / "out")
+    ks, inertias = [int(row["k"]) for row in table], [float(row["inertia"]) for row in table]
+    packed = packed_keys(line for row, line in enumerate(small_molecules(300)) if row != 7)
+    assert len(ks) == 12 and ks[0] == 3 and ks[-1] == len(cluster.distinct_keys(packed))
+    assert all(more > fewer for more, fewer in zip(inertias, inertias[1:])) and inertias[-1] < 1e-3
+    assert inertias[0] == pytest.approx(cluster.nearest(packed, cluster.fit(packed, 3, 0))[1], rel=1e-5)
+    assert {row["molecules"] for row in table} == {"299"} and {row["empty_clusters"] for row in table} == {"0"}
+    (knee,) = [row["k"] for row in table if row["knee"] == "yes"]
+    assert 3 < int(knee) < ks[-1] and f"knee at --k {knee}" in said
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["sweep.csv", "sweep.png"]
+    with Image.open(tmp_path / "out" / "sweep.png") as picture:
+        assert picture.size[0] >= 800 and len(picture.convert("RGB").getcolors(1 << 20)) > 50
+
+
+def test_sweep_of_many_molecules_takes_a_sample(molecules, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "SWEEP_ROWS", 100)
+    tables = []
+    for workers, seed in ((1, 0), (2, 0), (1, 5)):
+        said = invoke(cluster.main, molecules, "--sweep", "-o", tmp_path / "labels.npz", "--workers", workers, "--seed", seed)
+        tables.append(read_sweep(tmp_path))
+        assert f"a random sample (seed {seed}) of 100 of 299 molecules" in said and tables[-1][0]["molecules"] == "100"
+    assert tables[0] == tables[1] != tables[2]
+
+
+def test_the_knee_is_where_the_curve_bends():
+    assert cluster.find_knee([(k, max(100 - 10 * k, 52 - 2 * k)) for k in range(1, 13)]) == 6
+    assert cluster.find_knee([(k, 100 - 5 * k) for k in range(1, 13)]) is None
+
+
+def test_a_sweep_without_a_knee_is_drawn(tmp_path):
+    cluster.plot_sweep(tmp_path / "a.png", [(3, 5.0), (30, 4.0), (300, 3.0)], None, "molecules of $a_b$.smi")
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_sweep_mistakes(tmp_path):
+    (tmp_path / "sweep.csv").write_text("smiles\n" + "\n".join(["CCO", "CCC"] * 9))
+    assert "sweep.csv: is the input itself" in mistake(cluster.main, tmp_path / "sweep.csv", "--sweep", "-o", tmp_path / "labels.npz")
+    (tmp_path / "a.smi").write_text("\n".join(line.split()[0] for line in first_lines("chembl_3000.smi", 5)))
+    assert "a.smi: too few distinct MACCS keys for --sweep; at least 12" in mistake(cluster.main, tmp_path / "a.smi", "--sweep", "-o", tmp_path / "labels.npz")
