@@ -11,7 +11,10 @@ building it from the clip package, loading weights from anywhere, saving them.
 import json
 import math
 import os
+import resource
+import signal
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,8 +26,8 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 import render
-from encoder import (ADAM, BUNDLED, CLIP_MEAN, CLIP_STD, Encoder, autocast, load_checkpoint, load_encoder, new_arch, one_line,      # noqa: F401
-                     pick_device, pick_precision, restore_encoder, save_checkpoint, to_pixels)
+from encoder import (ADAM, BUNDLED, CLIP_MEAN, CLIP_STD, RANDOM, Encoder, augment, autocast, fitting_batch, load_checkpoint,      # noqa: F401
+                     load_encoder, new_arch, one_line, pick_device, pick_precision, restore_encoder, save_checkpoint, to_pixels)
 
 RUN = 32                # cluster mates that enter a batch together: the hard negatives (MoleCLIP: 256 / mix factor 8)
 HELD_OUT = 0.001        # of the molecules, at least one batch
@@ -78,6 +81,14 @@ class World:
         for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients])):
             gradient.copy_(part.view_as(gradient))
 
+    def any(self, flag):
+        """Tell whether the flag is up on any process."""
+        if self.size == 1:
+            return flag
+        tensor = torch.tensor(float(flag), device="cuda" if dist.get_backend() == "nccl" else "cpu")
+        dist.all_reduce(tensor)
+        return tensor.item() > 0
+
     def mean(self, values):
         """Return the mean over processes of a 1-d tensor."""
         if self.size > 1:
@@ -107,9 +118,69 @@ class Pictures:
     def __len__(self):
         return len(self.place)
 
-    def views(self, members, view):
-        """Return one view of each member as palette indices, uint8 (n, 224, 224)."""
-        return np.stack([render.picture(self.shards[s], i, view) for s, i in self.place[members]])
+    def load(self, members, epoch):
+        """Return ([plain, styled], labels): two uint8 (n, 224, 224) of palette indices, and int64 (n, label sets).
+
+        With more than two views in the shards, each epoch takes the next of the styled ones.
+        """
+        views = int(self.shards[0]["views"])
+        pair = [np.stack([render.picture(self.shards[s], i, view) for s, i in self.place[members]]) for view in (0, 1 + epoch % (views - 1))]
+        return pair, torch.from_numpy(self.labels[members]).long()
+
+    def batches(self, plan):
+        """Yield (step, [plain, styled], labels) for a plan of (step, members, epoch); the next is inflated meanwhile."""
+        with ThreadPoolExecutor(1) as pool:
+            ahead = None
+            for step, members, epoch in plan:
+                following = step, pool.submit(self.load, members, epoch)
+                if ahead:
+                    yield ahead[0], *ahead[1].result()
+                ahead = following
+            if ahead:
+                yield ahead[0], *ahead[1].result()
+
+
+class FreshPictures:
+    """Molecules of a file, drawn when they are needed by processes of their own, in new styles every epoch."""
+
+    def __init__(self, source, labels_path, seed, smiles_column=None):
+        source = render.find_input(source)
+        facts = render.input_facts(source, smiles_column)
+        self.sha256, self.seed, self.sets = facts["sha256"], seed, read_labels(labels_path, source, facts)
+        labels = np.stack(list(self.sets.values()), 1)
+        self.row = np.flatnonzero((labels >= 0).all(1))
+        self.labels, self.unlabelled = labels[self.row], 0
+        self.smiles = [m.smiles for m in render.read_molecules(source, smiles_column) if (labels[m.row] >= 0).all()]
+        self.classes = {name: int(column.max()) + 1 for name, column in self.sets.items()}
+        self.workers = max(1, render.default_workers() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+    def __len__(self):
+        return len(self.row)
+
+    def batches(self, plan):
+        """Yield (step, [plain, styled], labels) for a plan of (step, members, epoch), drawing ahead."""
+        waiting = deque()
+
+        def molecules():
+            for step, members, epoch in plan:
+                waiting.append((step, members))
+                for i in members:                          # the style follows from the seed and this row number
+                    yield render.Molecule(int(self.row[i]) + (epoch << 40), 0, self.smiles[i])
+
+        drawn = (result for _, result in render.draw_all(molecules(), self.workers, group=8, views=2, seed=self.seed, max_atoms=10**6))
+        for first in drawn:
+            step, members = waiting.popleft()
+            results = [first] + [next(drawn) for _ in members[1:]]
+            good = [i for i, result in enumerate(results) if not isinstance(result, str)]
+            if not good:
+                raise click.ClickException(f"--smiles: none of a batch's molecules could be drawn: {first}")
+            chosen = [good[np.searchsorted(good, i) % len(good)] for i in range(len(results))]     # a failed one gives way to the next
+            pair = [np.stack([render.inflate(results[i][view]) for i in chosen]) for view in (0, 1)]
+            yield step, pair, torch.from_numpy(self.labels[members[chosen]]).long()
+
+    def load(self, members, epoch):
+        """Return ([plain, styled], labels) as `Pictures.load` does."""
+        return next(self.batches([(0, members, epoch)]))[1:]
 
 
 def open_shards(folder):
@@ -191,45 +262,67 @@ def loss_parts(plain, styled, heads, labels, world, scale):
     return parts
 
 
-def embed(encoder, index, device, dtype):
-    """Return fp32 features (n, 512) of index pictures, uint8 (n, 224, 224)."""
-    with autocast(device, dtype):
-        return encoder(to_pixels(index, device)).float()
+class Eye:
+    """The encoder with all that decides how it sees a batch: device, precision, augmentation, pictures in memory at once."""
+
+    def __init__(self, encoder, device, dtype, level="none", micro=64):
+        self.encoder, self.device, self.dtype, self.level, self.micro = encoder, device, dtype, level, micro
+
+    def look(self, index, random):
+        """Return fp32 features (n, 512) of index pictures, uint8 (n, 224, 224); random: (n, RANDOM), or None for no augmentation."""
+        pixels, clean = augment(to_pixels(index, self.device), self.level if random is not None else "none", random)
+        ink = self.encoder.inked(clean) if self.encoder.arch["tokens"] == "inked" else None
+        with autocast(self.device, self.dtype):
+            return self.encoder(pixels, ink).float()
+
+    def slices(self, index):
+        """Return index arrays that cut a batch into slices of at most `micro` pictures, with like amounts of ink in each."""
+        if self.encoder.arch["tokens"] == "all":
+            return np.array_split(np.arange(len(index)), -(-len(index) // self.micro))
+        patch = self.encoder.arch["args"]["patch_size"]
+        inked = (index.reshape(len(index), render.SIZE // patch, patch, -1, patch) > 0).any((2, 4)).sum((1, 2))
+        # A slice is padded to its fullest picture: on a CPU small slices of like pictures save more than they cost.
+        most = min(self.micro, 16) if self.device.type == "cpu" else self.micro
+        return np.array_split(np.argsort(inked, kind="stable"), -(-len(index) // most))
+
+    def look_in_slices(self, index, random):
+        """Return the features of a whole batch in its order."""
+        slices = self.slices(index)
+        features = torch.cat([self.look(index[part], None if random is None else random[part]) for part in slices])
+        return features[torch.from_numpy(np.argsort(np.concatenate(slices))).to(self.device)]
 
 
-def backward(encoder, heads, views, labels, world, scale, device, dtype, micro, scaler):
+def backward(eye, heads, views, random, labels, world, scale, weights, scaler):
     """Leave the gradient of the global loss in the parameters and return its detached parts.
 
-    With more pictures than `micro` the features come first without gradient, then slice by slice with it (gradient
-    caching): the memory of `micro` pictures, the same result.
+    With more pictures than fit at once the features come first without gradient, then slice by slice with it (gradient
+    caching): the memory of one slice, the same result. views: two uint8 (n, 224, 224); random: (2n, RANDOM).
     """
-    n = len(labels)
-    index = np.concatenate(views)
-    slices = [slice(i, i + micro) for i in range(0, len(index), micro)]
-    whole = len(slices) == 1
+    n, index = len(labels), np.concatenate(views)
+    whole = len(index) <= eye.micro
     with nullcontext() if whole else torch.no_grad():
-        features = torch.cat([embed(encoder, index[part], device, dtype) for part in slices])
+        features = eye.look_in_slices(index, random)
     leaf = features if whole else features.requires_grad_()
     parts = loss_parts(leaf[:n], leaf[n:], heads, labels, world, scale)
-    loss = sum(value for name, value in parts.items() if value.requires_grad)
+    loss = weights["contrastive"] * parts["contrastive"] + weights["classes"] * sum(parts[name] for name in heads)
     if not torch.isfinite(loss):
         raise click.ClickException("the loss is not a number any more; lower --lr or try --precision fp32 (nothing was overwritten)")
     scaler.scale(loss).backward()
-    for part in () if whole else slices:
-        embed(encoder, index[part], device, dtype).backward(leaf.grad[part])
-    world.average_gradients([*encoder.parameters(), *heads.parameters()])
+    for part in () if whole else eye.slices(index):
+        eye.look(index[part], random[part]).backward(leaf.grad[torch.from_numpy(part).to(leaf.device)])
+    world.average_gradients([*eye.encoder.parameters(), *heads.parameters()])
     return {name: value.detach() for name, value in parts.items()} | {"loss": loss.detach()}
 
 
 @torch.no_grad()
-def evaluate(encoder, heads, pictures, members, batch, world, scale, device, dtype, micro):
+def evaluate(eye, heads, pictures, members, batch, world, scale):
     """Return the mean loss parts, retrieval and accuracies over held-out batches, the same on every process."""
     totals = []
     for chunk in members[:len(members) // batch * batch].reshape(-1, batch):
         mine = np.array_split(chunk, world.size)[world.rank]
-        plain, styled = (torch.cat([embed(encoder, pictures.views(part, view), device, dtype)
-                                    for part in np.array_split(mine, -(-len(mine) // micro))]) for view in (0, 1))
-        parts = loss_parts(plain, styled, heads, torch.from_numpy(pictures.labels[mine]).long().to(device), world, scale)
+        views, labels = pictures.load(mine, 0)
+        plain, styled = (eye.look_in_slices(view, None) for view in views)
+        parts = loss_parts(plain, styled, heads, labels.to(eye.device), world, scale)
         totals.append(torch.stack(list(parts.values())))
     means = world.mean(torch.stack(totals).mean(0))
     return {f"held_out_{name}": value.item() for name, value in zip(parts, means)}
@@ -239,31 +332,19 @@ def evaluate(encoder, heads, pictures, members, batch, world, scale, device, dty
 # The run
 
 
-def load_ahead(pictures, schedule, world):
-    """Yield (step, views, labels) of this process's share of each batch; the next is inflated meanwhile."""
-
-    def load(members):
-        mine = np.array_split(members, world.size)[world.rank]
-        return [pictures.views(mine, view) for view in (0, 1)], torch.from_numpy(pictures.labels[mine]).long()
-
-    with ThreadPoolExecutor(1) as pool:
-        pending = None
-        for step, members in schedule:
-            following = step, pool.submit(load, members)
-            if pending:
-                yield pending[0], *pending[1].result()
-            pending = following
-        if pending:
-            yield pending[0], *pending[1].result()
-
-
-def schedule(order, batch, seed, first, last):
-    """Yield (step, members) for the steps first..last-1, in whichever epoch they fall."""
+def schedule(order, batch, seed, first, last, world):
+    """Yield (step, this process's members, epoch) for the steps first..last-1."""
     steps = len(order) // batch
     for epoch in range(first // steps, -(-last // steps)):
-        for i, members in enumerate(epoch_batches(order, batch, seed, epoch)):
-            if first <= epoch * steps + i < last:
-                yield epoch * steps + i, members
+        for step, members in enumerate(epoch_batches(order, batch, seed, epoch), epoch * steps):
+            if first <= step < last:
+                yield step, np.array_split(members, world.size)[world.rank], epoch
+
+
+def random_numbers(seed, step, batch, world):
+    """Return the uniform numbers of this process's augmentations, float64 (2 * local batch, RANDOM): plain views, then styled."""
+    both = np.random.default_rng([seed, step, 1]).random((2, batch, RANDOM))
+    return np.concatenate([np.array_split(view, world.size)[world.rank] for view in both])
 
 
 def save_run(path, encoder, heads, optimizers, scaler, step, config, metrics, log):
@@ -282,7 +363,9 @@ def plot_curves(path, log):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     training, held = [e for e in log if "loss" in e], [e for e in log if "held_out_retrieval" in e]
-    names = [name for name in training[0] if name == "contrastive" or (name[0] == "k" and name[1:].isdigit())] if training else []
+    if not training:                                       # left before the first line of the log
+        return
+    names = [name for name in training[0] if name == "contrastive" or (name[0] == "k" and name[1:].isdigit())]
     figure, axes = plt.subplots(1, len(names) + 1, figsize=(3.4 * (len(names) + 1), 3), layout="constrained")
     for axis, name in zip(axes, names):
         axis.plot([e["step"] for e in training], [e[name] for e in training], label="training")
@@ -297,21 +380,28 @@ def plot_curves(path, log):
 
 def describe(entry):
     """Return one log line: the step, every loss part and accuracy, and in training the pace."""
-    parts = [f"{name} {value:.3f}" for name, value in entry.items() if name not in ("step", "epoch", "lr", "images/s", "left")]
-    pace = [f"{entry['images/s']:.0f} images/s", f"{entry['left'] // 60}:{entry['left'] % 60:02d} left"] if "left" in entry else []
+    parts = [f"{name} {value:.3f}" for name, value in entry.items() if name not in ("step", "epoch", "lr", "images/s", "memory_gb", "left")]
+    pace = [f"{entry['images/s']:.0f} images/s", f"{entry['memory_gb']:.1f} GB", f"{entry['left'] // 60}:{entry['left'] % 60:02d} left"] if "left" in entry else []
     return "  ".join([f"step {entry['step']:5d}", *parts, *pace])
 
 
 def report(world, entry):
     if world.rank == 0:
-        click.echo(describe(entry))
+        click.echo(entry if isinstance(entry, str) else describe(entry))
+
+
+def memory_used(device):
+    """Return the most memory this process has held so far, in GB: of the GPU, or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def resume_from(path, encoder, heads, optimizers, scaler, config):
     """Restore a checkpoint into the run's parts and return (step, log). Raises if the run's settings differ."""
     checkpoint = load_checkpoint(path)
     before = checkpoint.get("config", {})
-    for key in ("input_sha256", "batch", "seed", "init", "lr", "temperature"):
+    for key in ("input_sha256", "batch", "seed", "init", "lr", "temperature", "loss", "tokens", "augment"):
         if before.get(key) != config[key]:
             raise click.ClickException(f"{path}: was made with {key} {before.get(key)}, not {config[key]}; resume with the same settings, or give another -o")
     try:
@@ -343,18 +433,39 @@ class Positive(click.FloatRange):
         return number if math.isfinite(number) else self.fail(f"{value} is not a finite number", parameter, context)
 
 
+def parse_loss(context, parameter, value):
+    """Return {"contrastive": weight, "classes": weight} of "contrastive=1,classes=1"; what is not named keeps 1."""
+    weights = {"contrastive": 1.0, "classes": 1.0}
+    for word in value.split(","):
+        name, _, number = word.partition("=")
+        try:
+            weights[name if name in weights else None] = float(number)
+            valid = None not in weights and 0 <= weights[name] < 1e6
+        except ValueError:
+            valid = False
+        if not valid:
+            raise click.BadParameter(f"{word!r} is not contrastive=WEIGHT or classes=WEIGHT, of 0 or more")
+    if not any(weights.values()):
+        raise click.BadParameter("at least one weight must be above 0")
+    return weights
+
+
 SEED = click.IntRange(0, 2**32 - 1)
 
 
 @click.command()
 @click.option("--shards", default="shards", show_default=True, help="Folder of drawings that render.py made.")
 @click.option("--labels", default="labels.npz", show_default=True, help="Pseudo-labels that cluster.py made from the same file.")
+@click.option("--smiles", default=None, help="Draw from this file while training, in new styles every epoch, instead of --shards.")
 @click.option("-o", "--out", default="encoder.pt", show_default=True, help="Checkpoint; log and curves lie beside it.")
 @click.option("--init", default="ViT-B/16", show_default=True, help="Starting weights: a name of CLIP's, a file, or scratch:nano|tiny|small|base.")
 @click.option("--epochs", default=4, show_default=True, type=click.IntRange(1), help="Passes over the molecules.")
 @click.option("--steps", default=None, type=click.IntRange(1), help="Stop after so many optimiser steps.")
 @click.option("--batch", default=256, show_default=True, type=click.IntRange(RUN), help="Molecules in a step, over all processes.")
 @click.option("--lr", default=5e-6, show_default=True, type=Positive(), help="Learning rate of the encoder.")
+@click.option("--loss", default="contrastive=1,classes=1", show_default=True, callback=parse_loss, help="Weights of the two tasks; 0 switches one off.")
+@click.option("--augment", default="default", show_default=True, type=click.Choice(["none", "default", "intense"]), help="Pixel augmentation of both views.")
+@click.option("--tokens", default=None, type=click.Choice(["all", "inked"]), help="Patches the encoder looks at.  [default: all for CLIP's weights, else inked]")
 @click.option("--temperature", default=1 / 15, show_default="1/15", type=Positive(), help="Temperature of the contrastive loss.")
 @click.option("--micro-batch", default=None, type=click.IntRange(1), help="Pictures in memory at once.  [default: fits the device]")
 @click.option("--seed", default=0, show_default=True, type=SEED, help="Seed of the order and of random weights.")
@@ -362,7 +473,7 @@ SEED = click.IntRange(0, 2**32 - 1)
 @click.option("--precision", default="auto", show_default=True, type=click.Choice(["auto", "bf16", "fp16", "fp32"]), help="Arithmetic; weights are always fp32.")
 @click.option("--save-every", default=500, show_default=True, type=click.IntRange(1), help="Steps between checkpoints and held-out evaluations.")
 @click.option("--log-every", default=10, show_default=True, type=click.IntRange(1), help="Steps between log lines.")
-@click.option("--resume", is_flag=True, help="Go on from the checkpoint under -o.")
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint under -o, if there is one.")
 def main(device, **options):
     """Train an image encoder on drawings of unlabelled molecules."""
     try:
@@ -376,70 +487,78 @@ def main(device, **options):
     train(world, device, *run)
 
 
-def prepare(world, device, shards, labels, out, init, batch, seed, precision, resume, **rest):
+def prepare(world, device, shards, smiles, labels, out, init, batch, seed, precision, tokens, resume, **rest):
     """Check everything that the user may have got wrong, before the long work, and load what it needs."""
     if batch % RUN or batch % world.size:
         raise click.ClickException(f"--batch {batch} can't be divided into runs of {RUN} cluster mates and {world.size} processes; "
                                    f"take a multiple of {math.lcm(RUN, world.size)}")
     if Path(out).suffix != ".pt":
         raise click.ClickException(f"-o {out}: give a name that ends in .pt; the log and curves are named after it")
-    if Path(out).exists() != resume:
-        raise click.ClickException(f"{out}: nothing to resume here; leave out --resume" if resume else
-                                   f"{out}: exists already; go on with --resume, or give another name with -o")
+    if Path(out).exists() and not resume:
+        raise click.ClickException(f"{out}: exists already; go on with --resume, or give another name with -o")
     if world.rank == 0:
         render.check_output(out)
     dtype, reason = pick_precision(precision, device)
-    pictures = Pictures(shards, labels)
+    pictures = FreshPictures(smiles, labels, seed) if smiles else Pictures(shards, labels)
     order, held = split_held_out(pictures.labels, batch)
     if world.rank:                                         # clip.load's download is not safe for several processes at once
         world.barrier()
     encoder = load_encoder(init, seed)
+    encoder.arch["tokens"] = tokens or encoder.arch["tokens"]
     if not world.rank:
         world.barrier()
         weights = sum(p.numel() for p in encoder.parameters()) / 1e6
-        click.echo(f"{len(order)} molecules to train on, {len(held)} held out; {weights:.1f} M weights from {init}; "
+        click.echo(f"{len(order)} molecules to train on, {len(held)} held out; {weights:.1f} M weights from {init}, {encoder.arch['tokens']} tokens; "
                    f"{world.size} process{'es' if world.size > 1 else ''} on {device.type} in {str(dtype or 'fp32').removeprefix('torch.')} ({reason})")
         if pictures.unlabelled:
             click.echo(f"{pictures.unlabelled} drawings have no label and are left out")
-    config = {"shards": str(shards), "labels": str(labels), "input_sha256": pictures.sha256, "init": init, "batch": batch, "seed": seed} | rest
-    return config, out, resume, dtype, pictures, order, held, encoder
+    config = {"shards": str(smiles or shards), "labels": str(labels), "input_sha256": pictures.sha256, "init": init, "batch": batch, "seed": seed,
+              "tokens": encoder.arch["tokens"]} | rest
+    return config, out, resume and Path(out).exists(), dtype, pictures, order, held, encoder
 
 
 def train(world, device, config, out, resume, dtype, pictures, order, held, encoder):
     """Run the optimisation and leave the checkpoint, its log and curves."""
     batch, seed, scale = config["batch"], config["seed"], 1 / config["temperature"]
-    micro = config["micro_batch"] or (64 if device.type == "cpu" else 256)
     torch.manual_seed(seed)
     heads = torch.nn.ModuleDict({name: torch.nn.Linear(encoder.arch["args"]["output_dim"], count) for name, count in pictures.classes.items()})
     encoder, heads = encoder.to(device), heads.to(device)
-    rates = config["lr"], 0.01
-    optimizers = [torch.optim.Adam(encoder.parameters(), rates[0], weight_decay=0.1, **ADAM),
-                  torch.optim.Adam(heads.parameters(), rates[1], betas=ADAM["betas"])]
+    if device.type == "cuda" and encoder.arch["tokens"] == "all":
+        encoder.visual.compile()                           # in place: the names in the checkpoint stay
+    eye = Eye(encoder, device, dtype, config["augment"], config["micro_batch"] or fitting_batch(encoder.arch, device, dtype))
+    rates, fused = (config["lr"], 0.01), device.type == "cuda"
+    optimizers = [torch.optim.Adam(encoder.parameters(), rates[0], weight_decay=0.1, fused=fused, **ADAM),
+                  torch.optim.Adam(heads.parameters(), rates[1], betas=ADAM["betas"], fused=fused)]
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     last = config["epochs"] * (len(order) // batch)
     last = min(last, config["steps"] or last)
     first, log = resume_from(out, encoder, heads, optimizers, scaler, config) if resume else (0, [])
-    began = time.time()
-    for step, views, labels in load_ahead(pictures, schedule(order, batch, seed, first, last), world):
-        parts = backward(encoder, heads, views, labels.to(device), world, scale, device, dtype, micro, scaler)
+    leave, began = [], time.time()
+    signal.signal(signal.SIGTERM, lambda *_: leave.append(True))
+    for step, views, labels in pictures.batches(schedule(order, batch, seed, first, last, world)):
+        random = random_numbers(seed, step, batch, world)
+        parts = backward(eye, heads, views, random, labels.to(device), world, scale, config["loss"], scaler)
         for optimizer, rate in zip(optimizers, rates):
             optimizer.param_groups[0]["lr"] = rate / 3 if step < WARM_UP else rate
             scaler.step(optimizer)
             optimizer.zero_grad()
         scaler.update()
-        done = step + 1
+        done, stop = step + 1, world.any(bool(leave))
         if done % config["log_every"] == 0 or done == last:
             means = world.mean(torch.stack(list(parts.values()))).tolist()
             pace = (done - first) / (time.time() - began)
             log.append({"step": done, "epoch": done * batch / len(order), "lr": optimizers[0].param_groups[0]["lr"]} | dict(zip(parts, means)) |
-                       {"images/s": 2 * batch * pace, "left": round((last - done) / pace)})
+                       {"images/s": 2 * batch * pace, "memory_gb": memory_used(device), "left": round((last - done) / pace)})
             report(world, log[-1])
         if done % config["save_every"] == 0 or done == last:
-            metrics = evaluate(encoder, heads, pictures, held, batch, world, scale, device, dtype, micro)
+            metrics = evaluate(eye, heads, pictures, held, batch, world, scale)
             log.append({"step": done} | metrics)
             report(world, log[-1])
-            if world.rank == 0:
-                save_run(out, encoder, heads, optimizers, scaler, done, config, metrics, log)
+        if world.rank == 0 and (done % config["save_every"] == 0 or done == last or stop):
+            save_run(out, encoder, heads, optimizers, scaler, done, config, next((e for e in reversed(log) if "held_out_retrieval" in e), {}), log)
+        if stop:
+            report(world, f"asked to leave: saved step {done} in {out}; --resume goes on from there")
+            break
     if world.rank == 0:
         plot_curves(Path(out).with_suffix(".curves.png"), log)
         click.echo(f"{out}: step {max(first, last)}; {Path(out).with_suffix('.curves.png')} shows the course")

@@ -1,6 +1,11 @@
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 import urllib.error
+from pathlib import Path
 
 import clip
 import numpy as np
@@ -21,6 +26,12 @@ def small_clip():
 def real_pixels(count):
     drawn = [render.draw(render.layout(render.parse(smiles))) for smiles in small_molecules(count)]
     return pretrain.to_pixels(np.stack(drawn), "cpu")
+
+
+def index_pictures(count):
+    """Plain and styled drawings of real molecules, two uint8 (count, 224, 224)."""
+    molecules = [render.layout(render.parse(smiles)) for smiles in small_molecules(count)]
+    return [np.stack([render.draw(m, render.random_style(0, i, 1) if view else render.Style()) for i, m in enumerate(molecules)]) for view in (0, 1)]
 
 
 def test_the_contrastive_loss_is_the_papers():
@@ -55,31 +66,173 @@ def test_the_run_leaves_a_whole_checkpoint(road):
     first = log[0]
     assert first["contrastive"] == pytest.approx(np.log(32), abs=0.02)          # ln 8 would mean negatives of one process only
     assert first["loss"] == pytest.approx(first["contrastive"] + first["k4"] + first["k12"], rel=1e-5)
-    assert json.loads((road / "encoder.json").read_text())["arch"]["tokens"] == "all" and (road / "encoder.curves.png").stat().st_size > 5000
+    assert json.loads((road / "encoder.json").read_text())["arch"]["tokens"] == "inked" and (road / "encoder.curves.png").stat().st_size > 5000
     assert "32 held out" in road.said["pretrain"] and "4 processes on cpu in fp32" in road.said["pretrain"]
 
 
 def test_one_process_computes_what_four_do(road, desk):
     for name in ("shards", "labels.npz"):
         (desk / name).symlink_to(road / name)
-    desk.run("python pretrain.py --init scratch:nano --batch 32 --steps 3 --log-every 1 --precision fp32 --micro-batch 24")
-    one, four = ([json.loads(line) for line in (folder / "encoder.log.jsonl").read_text().splitlines()] for folder in (desk, road))
-    for a, b in zip(one, four, strict=True):
-        assert {name: a[name] for name in a if name not in ("images/s", "left")} == pytest.approx(
-            {name: b[name] for name in b if name not in ("images/s", "left")}, abs=1e-5)
+    command = "pretrain.py --init scratch:nano --batch 32 --steps 5 --epochs 5 --log-every 1 --precision fp32 --lr 1e-4 --micro-batch 24 --augment default -o "
+    logs = []
+    for count in (1, 2, 4):
+        desk.run(f"torchrun --nproc_per_node={count} {command}{count}.pt", OMP_NUM_THREADS="1")
+        logs.append([json.loads(line) for line in (desk / f"{count}.log.jsonl").read_text().splitlines()])
+    for one, *others in zip(*logs, strict=True):
+        for other in others:
+            names = [name for name in one if name not in ("images/s", "memory_gb", "left")]
+            assert [one[name] for name in names] == pytest.approx([other[name] for name in names], abs=1e-5)
+    # Adam's first moment after one step is a tenth of the gradient: the whole gradient, not its effect, is compared
+    moments = []
+    for count in (1, 2, 4):
+        desk.run(f"torchrun --nproc_per_node={count} {command}{count}g.pt --steps 1", OMP_NUM_THREADS="1")
+        state = torch.load(desk / f"{count}g.pt", weights_only=True)["optimizer"]
+        moments.append(torch.cat([entry["exp_avg"].flatten() for part in state for entry in part["state"].values()]))
+    for other in moments[1:]:
+        assert (other - moments[0]).norm() < 1e-5 * moments[0].norm() and (other - moments[0]).abs().max() < 1e-5
 
 
-def test_slices_give_the_gradient_of_one_pass():
+@pytest.mark.parametrize("tokens", ["all", "inked"])
+@pytest.mark.parametrize("level", ["none", "intense"])
+def test_slices_give_the_gradient_of_one_pass(tokens, level):
     encoder, heads = pretrain.load_encoder("scratch:nano"), torch.nn.ModuleDict({"k5": torch.nn.Linear(512, 5)})
-    views = [np.random.default_rng(v).integers(0, 2, (12, 224, 224)).astype(np.uint8) for v in (0, 1)]
+    encoder.arch["tokens"] = tokens
+    views, random = index_pictures(12), np.random.default_rng(0).random((24, pretrain.RANDOM))
     found = []
     for micro in (24, 5):
         encoder.zero_grad(), heads.zero_grad()
-        pretrain.backward(encoder, heads, views, torch.arange(12)[:, None] % 5, pretrain.World(), 15, torch.device("cpu"), None, micro,
+        eye = pretrain.Eye(encoder, torch.device("cpu"), None, level, micro)
+        pretrain.backward(eye, heads, views, random, torch.arange(12)[:, None] % 5, pretrain.World(), 15, {"contrastive": 1, "classes": 1},
                           torch.amp.GradScaler("cpu", enabled=False))
         found.append([p.grad.clone() for p in [*encoder.parameters(), *heads.parameters()]])
     for whole, sliced in zip(*found):
-        assert torch.allclose(whole, sliced, atol=1e-6 * max(1, whole.abs().max()))
+        assert torch.allclose(whole, sliced, atol=2e-6 * max(1, whole.abs().max()))
+
+
+@pytest.mark.parametrize("weights, silent", [({"contrastive": 1, "classes": 0}, "heads"), ({"contrastive": 0, "classes": 1}, None)])
+def test_a_weight_of_0_switches_a_task_off(weights, silent):
+    encoder, heads = pretrain.load_encoder("scratch:nano"), torch.nn.ModuleDict({"k5": torch.nn.Linear(512, 5)})
+    eye = pretrain.Eye(encoder, torch.device("cpu"), None)
+    parts = pretrain.backward(eye, heads, index_pictures(6), np.zeros((12, pretrain.RANDOM)), torch.arange(6)[:, None] % 5, pretrain.World(), 15, weights,
+                              torch.amp.GradScaler("cpu", enabled=False))
+    assert parts["loss"].item() == pytest.approx(weights["contrastive"] * parts["contrastive"].item() + weights["classes"] * parts["k5"].item())
+    assert (heads["k5"].weight.grad.abs().sum() == 0) == (silent == "heads")
+
+
+def test_an_images_features_do_not_depend_on_its_neighbours():
+    encoder = pretrain.load_encoder("scratch:tiny").eval()
+    drawn = index_pictures(6)[0]
+    little, much, empty = drawn[0] * (np.arange(224) < 60), drawn.max(0), np.zeros_like(drawn[0])
+    batch = np.stack([little, much, empty, drawn[1]])
+    with torch.no_grad():
+        together = encoder(pretrain.to_pixels(batch, "cpu"))
+        alone = torch.cat([encoder(pretrain.to_pixels(one[None], "cpu")) for one in batch])
+    assert torch.isfinite(together).all() and torch.allclose(together, alone, atol=1e-4)
+    assert (together[0] - together[1]).abs().max() > 0.1
+
+
+def test_inked_tokens_are_the_towers_own_when_all_are_inked():
+    encoder = pretrain.load_encoder("scratch:nano").eval()
+    pixels = real_pixels(2)
+    encoder.arch["tokens"] = "inked"
+    with torch.no_grad():
+        inked = encoder(pixels, torch.ones(2, 196, dtype=torch.bool))
+        encoder.arch["tokens"] = "all"
+        assert torch.allclose(inked, encoder(pixels), atol=1e-5)
+
+
+def test_augmentation_has_the_papers_meaning():
+    pixels = pretrain.to_pixels(np.concatenate(index_pictures(30)), "cpu").repeat(4, 1, 1, 1)
+    random = np.random.default_rng(1).random((len(pixels), pretrain.RANDOM))
+    same, _ = pretrain.augment(pixels, "none", None)
+    assert same is pixels
+    for level, gray, small in (("default", 0.25, 0.6), ("intense", 0.25, 0.5)):
+        result, clean = pretrain.augment(pixels, level, random)
+        assert result.shape == pixels.shape and 0 <= result.min() and result.max() <= 1
+        again, _ = pretrain.augment(pixels[7:9], level, random[7:9])
+        assert torch.equal(again, result[7:9])                      # an image's own numbers decide, not the slice it is in
+        colourless = ((result.max(1).values - result.min(1).values).amax((1, 2)) < 1e-4).float().mean()
+        assert abs(colourless - gray) < 0.13
+        assert (result == 0).all(1).float().mean() > 0.0003 and (clean - pixels).abs().mean() > 0.005
+        width = lambda x: (x < 0.9).any(1).any(1).float().sum(1)
+        shrunk = (width(clean) / width(pixels))[torch.from_numpy(random[:, 6]) > 0.5]
+        assert shrunk.min() > small - 0.08 and shrunk.max() < 1.25
+
+
+def test_the_published_moleclip_checkpoint(tmp_path):
+    """DataParallel names under `model`, beside the text tower and the heads; its pictures were fed blue first."""
+    torch.manual_seed(2)
+    model = small_clip()
+    state = {f"model_image.module.model.{name}": value.half() for name, value in model.state_dict().items()}
+    torch.save({"model": state | {"cls_1.weight": torch.zeros(30, 512), "cls_2.weight": torch.zeros(300, 512)}, "epoch": 4}, tmp_path / "MoleCLIP - Primary.pth")
+    encoder, pixels = pretrain.load_encoder(str(tmp_path / "MoleCLIP - Primary.pth")).eval(), real_pixels(3)
+    assert encoder.arch["channels"] == "bgr" and encoder.arch["tokens"] == "all"
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (pretrain.CLIP_MEAN, pretrain.CLIP_STD))
+    with torch.no_grad():
+        assert torch.allclose(encoder(pixels), model.half().float().encode_image((pixels[:, [2, 1, 0]] - mean) / std), atol=1e-4)
+
+
+def random_dinov2(width=128, layers=2, grid=37):
+    """A DINOv2 vision transformer with random weights, in Hugging Face's names."""
+    shapes = {"embeddings.cls_token": (1, 1, width), "embeddings.position_embeddings": (1, grid * grid + 1, width),
+              "embeddings.patch_embeddings.projection.weight": (width, 3, 14, 14), "embeddings.patch_embeddings.projection.bias": (width,),
+              "layernorm.weight": (width,), "layernorm.bias": (width,)}
+    for i in range(layers):
+        for name, shape in {"norm1": (width,), "norm2": (width,), "attention.attention.query": (width, width), "attention.attention.key": (width, width),
+                            "attention.attention.value": (width, width), "attention.output.dense": (width, width), "mlp.fc1": (4 * width, width),
+                            "mlp.fc2": (width, 4 * width)}.items():
+            shapes |= {f"encoder.layer.{i}.{name}.weight": shape, f"encoder.layer.{i}.{name}.bias": shape[:1]}
+        shapes |= {f"encoder.layer.{i}.layer_scale{j}.lambda1": (width,) for j in (1, 2)}
+    return {name: torch.randn(shape) * (0.06 if len(shape) > 1 else 0.5) + (1.0 if "norm" in name and "weight" in name else 0.0) for name, shape in shapes.items()}
+
+
+def write_safetensors(path, tensors):
+    header, data = {}, b""
+    for name, value in tensors.items():
+        raw = value.half().numpy().tobytes()
+        header[name] = {"dtype": "F16", "shape": list(value.shape), "data_offsets": [len(data), len(data) + len(raw)]}
+        data += raw
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def dinov2_class_token(w, pixels, heads):
+    """DINOv2's forward pass written anew from its description: pre-norm blocks, LayerScale, exact GELU, eps 1e-6."""
+    F, layers = torch.nn.functional, len({name.split(".")[2] for name in w if name.startswith("encoder.layer.")})
+    width = w["layernorm.weight"].shape[0]
+    norm = lambda x, at: F.layer_norm(x, (width,), w[f"{at}.weight"], w[f"{at}.bias"], 1e-6)
+    linear = lambda x, at: F.linear(x, w[f"{at}.weight"], w[f"{at}.bias"])
+    x = F.conv2d(pixels, w["embeddings.patch_embeddings.projection.weight"], w["embeddings.patch_embeddings.projection.bias"], stride=14).flatten(2).transpose(1, 2)
+    grid = w["embeddings.position_embeddings"][:, 1:].reshape(1, 37, 37, width).permute(0, 3, 1, 2)
+    x = torch.cat([w["embeddings.cls_token"].expand(len(x), -1, -1), x], 1)
+    x = x + torch.cat([w["embeddings.position_embeddings"][:, :1], F.interpolate(grid, size=(16, 16), mode="bicubic").flatten(2).transpose(1, 2)], 1)
+    for at in (f"encoder.layer.{i}" for i in range(layers)):
+        y = norm(x, f"{at}.norm1")
+        q, k, v = (linear(y, f"{at}.attention.attention.{name}").unflatten(-1, (heads, -1)).transpose(1, 2) for name in ("query", "key", "value"))
+        mixed = ((q @ k.transpose(-1, -2)) / (width // heads) ** 0.5).softmax(-1) @ v
+        x = x + w[f"{at}.layer_scale1.lambda1"] * linear(mixed.transpose(1, 2).flatten(2), f"{at}.attention.output.dense")
+        x = x + w[f"{at}.layer_scale2.lambda1"] * linear(F.gelu(linear(norm(x, f"{at}.norm2"), f"{at}.mlp.fc1")), f"{at}.mlp.fc2")
+    return norm(x, "layernorm")[:, 0]
+
+
+def test_dinov2_gives_its_own_class_token(tmp_path):
+    torch.manual_seed(3)
+    weights = {name: value.half().float() for name, value in random_dinov2().items()}
+    write_safetensors(tmp_path / "dinov2.safetensors", weights)
+    encoder, pixels = pretrain.load_encoder(str(tmp_path / "dinov2.safetensors")).eval(), real_pixels(3)
+    assert encoder.arch["tokens"] == "inked" and encoder.arch["args"]["heads"] == 2 and encoder.arch["gelu"] == "exact"
+    encoder.arch["tokens"] = "all"
+    with torch.no_grad():
+        token = dinov2_class_token(weights, (pixels - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), 2)
+        factor = (encoder.visual.proj @ encoder.visual.proj.T)[0, 0]
+        got = encoder(pixels) @ encoder.visual.proj.T / factor       # the projection is orthonormal but for a factor: its transpose undoes it
+    assert torch.allclose(got, token, atol=1e-4) and torch.allclose(encoder.visual.proj @ encoder.visual.proj.T / factor, torch.eye(128), atol=1e-5)
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "dinov2.safetensors").read_bytes()[:5000])
+    with pytest.raises(pretrain.click.ClickException, match="truncated"):
+        pretrain.load_encoder(str(tmp_path / "cut.safetensors"))
+    write_safetensors(tmp_path / "other.safetensors", {"weight": torch.zeros(3)})
+    with pytest.raises(pretrain.click.ClickException, match="not a DINOv2"):
+        pretrain.load_encoder(str(tmp_path / "other.safetensors"))
 
 
 def test_a_run_in_two_parts_ends_with_the_same_weights(road, desk):
@@ -87,11 +240,58 @@ def test_a_run_in_two_parts_ends_with_the_same_weights(road, desk):
         (desk / name).symlink_to(road / name)
     command = "python pretrain.py --init scratch:nano --batch 32 --precision fp32 --lr 1e-3 --steps "
     desk.run(command + "4 -o whole.pt")
-    desk.run(command + "2 -o parts.pt")
+    kill_when(desk, (command + "9 -o parts.pt --save-every 2").split(), "parts.pt", signal.SIGKILL)
+    assert torch.load(desk / "parts.pt", weights_only=True)["step"] < 9
+    (desk / "parts.pt").unlink() if torch.load(desk / "parts.pt", weights_only=True)["step"] > 4 else None
     desk.run(command + "4 -o parts.pt --resume")
     whole, parts = (torch.load(desk / name, weights_only=True) for name in ("whole.pt", "parts.pt"))
     for part in ("encoder", "heads"):
         assert all((whole[part][name] == parts[part][name]).all() for name in whole[part])
+
+
+def kill_when(desk, words, name, how):
+    """Start a run, send it a signal as soon as a file is there, and return its exit code and what it printed."""
+    words[0] = sys.executable if words[0] == "python" else str(Path(sys.executable).parent / words[0])
+    with subprocess.Popen(words, cwd=desk.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        while not (desk / name).exists() and process.poll() is None:
+            time.sleep(0.005)
+        process.send_signal(how)
+        said = process.communicate(timeout=120)[0]
+    return process.returncode, said
+
+
+def test_sigterm_saves_and_leaves(road, desk):
+    for name in ("shards", "labels.npz"):
+        (desk / name).symlink_to(road / name)
+    command = "python pretrain.py --init scratch:nano --batch 32 --precision fp32 --steps 400 --epochs 400 --save-every 2"
+    code, said = kill_when(desk, command.split(), "encoder.pt", signal.SIGTERM)
+    step = torch.load(desk / "encoder.pt", weights_only=True)["step"]
+    assert code == 0 and 2 <= step < 400 and f"saved step {step} in encoder.pt" in said and "Traceback" not in said
+    assert f"step {step + 1}" in desk.run(command.replace("400 --save-every 2", "400 --resume --log-every 1").replace("--steps 400", f"--steps {step + 1}")).replace("  ", " ")
+
+
+def test_a_nan_loss_ends_the_run_and_keeps_the_checkpoint(road, desk):
+    for name in ("shards", "labels.npz"):
+        (desk / name).symlink_to(road / name)
+    said = desk.run("python pretrain.py --init scratch:nano --batch 32 --precision fp32 --steps 30 --epochs 30 --lr 1e6", code=1)
+    assert "the loss is not a number any more" in said and not (desk / "encoder.pt").exists()
+
+
+def test_smiles_are_drawn_anew_every_epoch(road, desk):
+    for name in ("shards", "labels.npz", "molecules.smi"):
+        (desk / name).symlink_to(road / name)
+    fresh = pretrain.FreshPictures(str(desk / "molecules.smi"), str(desk / "labels.npz"), 0)
+    members = np.array([3, 50, 9])
+    (plain, first), labels = fresh.load(members, 0)
+    (again, second), _ = fresh.load(members, 1)
+    stored = pretrain.Pictures(desk / "shards", desk / "labels.npz")
+    (shard_plain, shard_styled), shard_labels = stored.load(members, 0)
+    assert (plain == again).all() and (plain == shard_plain).all() and (first == shard_styled).all() and (labels == shard_labels).all()
+    assert all((a != b).any() for a, b in zip(first, second))
+    desk.run("python pretrain.py --smiles molecules.smi --init scratch:nano --batch 32 --steps 3 --precision fp32 --log-every 1")
+    desk.run("python pretrain.py --init scratch:nano --batch 32 --steps 3 --precision fp32 --log-every 1 -o stored.pt")
+    logs = [[json.loads(line)["contrastive"] for line in (desk / f"{name}.log.jsonl").read_text().splitlines()[:1]] for name in ("encoder", "stored")]
+    assert logs[0] == logs[1]                                        # the first epoch draws what the shards hold
 
 
 def test_a_scratch_encoder_tells_molecules_apart():
@@ -177,7 +377,8 @@ def test_the_saved_encoder_loads_to_the_same_function(road, tmp_path):
     (["--init", "scratch:huge", "--batch", "32"], "scratch:nano"),
     (["--init", "labels.npz", "--batch", "32"], "not a PyTorch checkpoint"),
     (["-o", "there.pt", "--batch", "32"], "--resume"),
-    (["--resume", "--batch", "32"], "nothing to resume"),
+    (["--loss", "contrastive=0,classes=0"], "above 0"),
+    (["--loss", "colour=1"], "is not contrastive=WEIGHT"),
     (["-o", "encoder.json", "--batch", "32"], "ends in .pt"),
     (["--resume", "-o", "../road.pt", "--batch", "32", "--init", "scratch:nano", "--lr", "1e-3", "--steps", "9"], "made with lr"),
 ])
@@ -187,7 +388,7 @@ def test_mistakes(road, monkeypatch, words, says, tmp_path):
     (tmp_path / "there.pt").touch()
     (tmp_path.parent / "road.pt").write_bytes((road / "encoder.pt").read_bytes())
     monkeypatch.chdir(tmp_path)
-    assert says in mistake(pretrain.main, *words)
+    assert says in mistake(pretrain.main, *words, code=2 if "--loss" in words else 1)
     assert not (tmp_path / "encoder.pt").exists()
 
 
