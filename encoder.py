@@ -340,16 +340,16 @@ def augment(pixels, level, random):
     chance, device = AUGMENT[level], pixels.device
     u = torch.from_numpy(random).to(device).float()
     moved = torch.nn.functional.grid_sample(pixels, sampling_grid(u, chance), "bilinear", "border", align_corners=False)
-    pick = lambda column, probability: (u[:, column] < probability).view(-1, 1, 1, 1)
-    seeds = torch.from_numpy((random[:, 15] * 2**31).astype(np.int64)).to(device)
-    spots = noise_bits(seeds, 2, device) / 2**32
-    result = torch.where(pick(8, chance["dropout"]) & (spots[:, :1] < chance["dropped"]), 1.0, moved)        # white, then black dots
-    result = torch.where(pick(9, chance["dropout"]) & (spots[:, 1:] < chance["dropped"]), 0.0, result)
-    result = torch.where(pick(10, chance["blur"]), torch.nn.functional.avg_pool2d(torch.nn.functional.pad(result, (1, 1, 1, 1), "replicate"), 3, 1), result)
-    strength = (10 + 40 * u[:, 12]).sqrt().view(-1, 1, 1, 1) / 255                                             # variance 10 to 50 of 255^2
-    result = torch.where(pick(11, chance["noise"]), (result + strength * bell(noise_bits(seeds + 1, 3, device))).clamp(0, 1), result)
+    seeds = torch.from_numpy((random[:, 15] * 2**31).astype(np.int32)).to(device)
+    result, strength = moved.clone(), (10 + 40 * u[:, 12]).sqrt().view(-1, 1, 1, 1) / 255                      # variance 10 to 50 of 255^2
+    white, black, blurred, noisy = (u[:, column] < chance[name] for column, name in ((8, "dropout"), (9, "dropout"), (10, "blur"), (11, "noise")))
+    for some, channel, color in ((white, 0, 1.0), (black, 1, 0.0)):                                            # only the images that want it
+        spots = noise_bits(seeds[some], [channel], device).float().add(2**31) / 2**32
+        result[some] = torch.where(spots < chance["dropped"], color, result[some])
+    result[blurred] = torch.nn.functional.avg_pool2d(torch.nn.functional.pad(result[blurred], (1, 1, 1, 1), "replicate"), 3, 1)
+    result[noisy] = (result[noisy] + strength[noisy] * bell(noise_bits(seeds[noisy] + 1, range(3), device))).clamp(0, 1)
     gray = (result * torch.tensor([0.299, 0.587, 0.114], device=device).view(3, 1, 1)).sum(1, keepdim=True)
-    return torch.where(pick(13, chance["gray"]), gray, result), moved
+    return torch.where((u[:, 13] < chance["gray"]).view(-1, 1, 1, 1), gray, result), moved
 
 
 def sampling_grid(u, chance):
@@ -372,16 +372,21 @@ def sampling_grid(u, chance):
 
 
 def noise_bits(seeds, channels, device):
-    """Return pseudo-random 32-bit numbers, int64 (n, channels, 224, 224): a hash of each image's seed and the pixel."""
-    size = render.SIZE
-    x = torch.arange(channels * size * size, device=device).view(1, channels, size, size) + seeds.view(-1, 1, 1, 1) * 0x9E3779B1
+    """Return pseudo-random bits, int32 (n, channels, 224, 224): a hash of each image's seed (int32) and the pixel's number."""
+    pixels = torch.arange(render.SIZE**2, dtype=torch.int32, device=device).view(1, 1, render.SIZE, render.SIZE)
+    pixels = pixels + render.SIZE**2 * torch.tensor(list(channels), dtype=torch.int32, device=device).view(1, -1, 1, 1)
+    x = pixels + seeds.view(-1, 1, 1, 1) * signed(0x9E3779B1)                     # int32 products wrap, which is what a hash wants
     for factor in (0x7FEB352D, 0x46D0C69B):
-        x = x & 0xFFFFFFFF
-        x = ((x ^ (x >> 16)) * factor) & 0xFFFFFFFF
-    return x ^ (x >> 15)
+        x = (x ^ (x >> 16 & 0xFFFF)) * signed(factor)
+    return x ^ (x >> 15 & 0x1FFFF)
+
+
+def signed(bits):
+    """Return 32 bits as the signed number that int32 makes of them."""
+    return bits - 2**32 if bits >= 2**31 else bits
 
 
 def bell(bits):
-    """Return near-normal numbers of mean 0 and variance 1 from 32-bit ones: the sum of their four bytes."""
-    total = (bits & 255) + (bits >> 8 & 255) + (bits >> 16 & 255) + (bits >> 24)
+    """Return near-normal numbers of mean 0 and variance 1 from int32 bits: the sum of their four bytes."""
+    total = (bits & 255) + (bits >> 8 & 255) + (bits >> 16 & 255) + (bits >> 24 & 255)
     return (total - 510) / math.sqrt(4 * (256**2 - 1) / 12)
