@@ -1,186 +1,41 @@
 """Finetune the encoder on a CSV of molecules and labels, and say honestly how good the model is.
 
     python finetune.py --data dhbd.csv                          # from encoder.pt; writes runs/dhbd/
-    python finetune.py --data esol.csv --split scaffold --seeds 1,2,3
-    python finetune.py --data assay.csv --target pIC50 --epochs 30 --init ViT-B/16
+    python finetune.py --data esol.csv --split scaffold --seeds 1,2,3 --lr-head 1e-3,4e-4,1e-4
+    python finetune.py --data assay.csv --target pIC50 --freeze # embeds once, then trains the head alone in seconds
 
 Encoder and a 3-layer MLP are trained together; the test value reported is that of the epoch that was best on
 validation. Every report has fingerprint baselines on the same split beside it (MoleCLIP, section 9 of its protocol).
 """
 
 import math
+import os
 import re
 import shutil
 import time
-from functools import cache
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 import numpy as np
 import torch
+from click.core import ParameterSource
 from rdkit import Chem, rdBase
 from rdkit.Chem import rdFingerprintGenerator
-from rdkit.Chem.Scaffolds import MurckoScaffold
-from scipy.stats import spearmanr
-from sklearn import metrics as skm
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from tqdm import tqdm
 
 import pretrain
 import render
+from report import aggregate, best_epoch, finished, load_facts, over_seeds, plot_report, print_table, save_predictions, save_scores, score_all
+from table import SPLITS, Data, check_targets, label_scaling, make_split, positive_weights
 
-INDEX_NAMES = {"num", "index", "indices", "id", "idx", "row", "no", "nr", "number", ""}
-BLANKS = {"", "nan", "na", "null", "none"}
-PARTS = ("train", "val", "test")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The table
-
-
-class Data:
-    """What a CSV holds: one entry for every row, unreadable ones included.
-
-    smiles: list of str; problems: list of str, "" where the row can be used; targets: names;
-    labels: float64 (rows, targets), NaN where missing; task: "regression" or "classification".
-    """
-
-    def __init__(self, path, targets=(), task="auto", smiles_column=None):
-        self.path = path
-        if render.input_kind(path, smiles_column) != "table" or path == "-":
-            raise click.ClickException(f"{path}: labels need a .csv or .tsv file with a header")
-        self.molecules = list(render.read_molecules(path, smiles_column))
-        header = list(self.molecules[0].fields)
-        self.smiles_column = render.find_smiles_column(path, header, smiles_column)
-        self.problems = [m.problem for m in self.molecules]
-        columns = self.pick_columns(header, targets)
-        parsed = [self.parse_column(name) for name in columns]
-        self.labels = np.concatenate(parsed, 1)
-        self.targets = [name if values.shape[1] == 1 else f"{name}_{i + 1}"
-                        for name, values in zip(columns, parsed) for i in range(values.shape[1])]
-        for name in self.targets:
-            if self.targets.count(name) > 1:
-                raise click.ClickException(f"{path}: two targets would be called {name!r}; rename a column, or name each --target once")
-        known = self.labels[~np.isnan(self.labels)]
-        if not len(known):
-            raise click.ClickException(f"{path}: every label in {', '.join(columns)} is blank")
-        binary = bool(np.isin(known, (0, 1)).all())
-        self.task = {"auto": "classification" if binary else "regression"}.get(task, task)
-        if self.task == "classification" and not binary:
-            raise click.ClickException(f"{path}: --task classification needs labels 0 and 1 only; there is {known[~np.isin(known, (0, 1))][0]:g}")
-
-    def __len__(self):
-        return len(self.molecules)
-
-    def column(self, name):
-        return [m.fields.get(name, "").strip() for m in self.molecules]
-
-    def pick_columns(self, header, wanted):
-        """Return the label columns: those asked for, or every column of numbers that is no index."""
-        for name in wanted:
-            if name not in header:
-                raise click.ClickException(f"{self.path}: no column {name!r} for --target; it has {', '.join(map(repr, header))}")
-        found = list(wanted) or [name for name in header if name != self.smiles_column and self.looks_like_labels(name)]
-        if not found:
-            others = [name for name in header if name != self.smiles_column]
-            hint = f"; columns beside the SMILES: {', '.join(others)}" if others else ", it has the SMILES column alone"
-            raise click.ClickException(f"{self.path}: no column of numbers to learn from{hint}. Name one with --target")
-        return found
-
-    def looks_like_labels(self, name):
-        """Tell whether most cells of a column are numbers and it doesn't just count the rows.
-
-        Not all cells: a stray `>100` in a label column has to be reported, not to hide the column.
-        """
-        cells = [cell for cell in self.column(name) if cell.lower() not in BLANKS]
-        numbers = [numbers_in(cell) for cell in cells]
-        good = [values for values in numbers if values is not None]
-        if name.strip().lower() in INDEX_NAMES or not good or 2 * len(good) <= len(cells):
-            return False
-        single = [values[0] for values in good if len(values) == 1]
-        counts = len(single) == len(cells) > 2 and (np.diff(single) == 1).all()
-        return not counts
-
-    def parse_column(self, name):
-        """Return a column as float64 (rows, width): several blank-separated labels may share one column (MoleCLIP)."""
-        values = []
-        for molecule, cell in zip(self.molecules, self.column(name)):
-            numbers = [] if cell.lower() in BLANKS else numbers_in(cell)
-            if numbers is None and not molecule.problem:
-                raise click.ClickException(f"{self.path}: row {molecule.row} (line {molecule.line}): {name} is {cell!r}, not a number; "
-                                           "write a number, or leave the cell blank if it was not measured")
-            values.append(numbers or [])
-        width = max(map(len, values), default=0) or 1
-        for molecule, numbers in zip(self.molecules, values):
-            if numbers and len(numbers) != width and not molecule.problem:
-                raise click.ClickException(f"{self.path}: row {molecule.row} (line {molecule.line}): {name} has {len(numbers)} labels where others have {width}")
-        return np.array([numbers if len(numbers) == width else [math.nan] * width for numbers in values])
-
-
-def numbers_in(cell):
-    """Return the finite numbers of a blank-separated cell as floats, or None if it holds anything else."""
-    try:
-        numbers = [float(word) if word.lower() not in BLANKS else math.nan for word in cell.split()]
-    except ValueError:
-        return None
-    return numbers if numbers and all(abs(x) < 1e30 or x != x for x in numbers) else None
+DECAY = 1e-5                # weight decay of encoder and head in finetuning (MoleCLIP)
+CHUNK = 512                 # pictures that are unpacked at once to predict
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Splits
-
-
-def random_split(usable, seed):
-    """Return (train, val, test) index lists of 80/10/10 %, the paper's own for the same rows and seed."""
-    order = list(range(len(usable)))
-    np.random.RandomState(seed).shuffle(order)
-    tenth = int(0.1 * len(order))
-    pick = lambda part: [usable[i] for i in part]
-    return pick(order[2 * tenth:]), pick(order[tenth:2 * tenth]), pick(order[:tenth])
-
-
-def scaffold_split(usable, smiles):
-    """Return (train, val, test): whole Bemis-Murcko scaffolds, the most frequent to train (MoleCLIP; DeepChem's order)."""
-    groups = {}
-    for i in usable:
-        groups.setdefault(scaffold(smiles[i]), []).append(i)
-    train_until, val_until = (1 - 0.1 - 0.1) * len(usable), (1 - 0.1) * len(usable)
-    train, val, test = [], [], []
-    for group in sorted(groups.values(), key=lambda group: (len(group), group[0]), reverse=True):
-        if len(train) + len(group) <= train_until:
-            train += group
-        elif len(train) + len(val) + len(group) <= val_until:
-            val += group
-        else:
-            test += group
-    return train, val, test
-
-
-@cache
-def scaffold(smiles):
-    return MurckoScaffold.MurckoScaffoldSmiles(mol=Chem.MolFromSmiles(smiles), includeChirality=True)
-
-
-def make_split(data, usable, kind, seed):
-    """Return {"train": [...], "val": [...], "test": [...]} of row numbers, and print what a user should know of it."""
-    smiles = [m.smiles for m in data.molecules]
-    split = dict(zip(PARTS, parts := random_split(usable, seed) if kind == "random" else scaffold_split(usable, smiles)))
-    if min(map(len, parts)) == 0:
-        raise click.ClickException(f"{data.path}: {len(usable)} usable molecules leave a part of the {kind} split empty; "
-                                   + ("more are needed" if kind == "random" else "its scaffolds are too few or too large, take --split random"))
-    scaffolds = {part: {scaffold(smiles[i]) for i in rows} for part, rows in split.items()}
-    shared = np.mean([scaffold(smiles[i]) in scaffolds["train"] for i in split["test"]])
-    click.echo(f"{kind} split, seed {seed}: {len(parts[0])} train, {len(parts[1])} val, {len(parts[2])} test; "
-               f"{100 * shared:.0f}% of the test molecules share a scaffold with training")
-    spelled = {i: Chem.CanonSmiles(smiles[i]) for i in usable}
-    twins = len({spelled[i] for i in split["train"]} & {spelled[i] for i in split["val"] + split["test"]})
-    if twins:
-        click.echo(f"warning: {twins} molecules of the training part stand in val or test as well", err=True)
-    return split
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Model and metrics
+# Model and loss
 
 
 def mlp(inputs, outputs):
@@ -201,140 +56,204 @@ class Model(torch.nn.Module):
 
     def forward(self, pixels):
         """Return logits, or standardised predictions; `to_unit` has the unit."""
-        embedding = self.encoder(pixels).float()
-        with torch.autocast(embedding.device.type, enabled=False):        # the head costs nothing, and rounds nothing
-            return self.head(embedding)
+        return self.head(self.encoder(pixels).float())
 
     def to_unit(self, outputs, task):
         """Return predictions in the label's own unit, or probabilities."""
         return outputs.sigmoid() if task == "classification" else outputs * self.spread + self.center
 
 
-def label_scaling(labels, task):
-    """Return (center, spread), float64 (targets,): mean and standard deviation of the known training labels."""
-    center, spread = np.zeros(labels.shape[1]), np.ones(labels.shape[1])
-    for t, column in enumerate(labels.T if task == "regression" else ()):
-        known = column[~np.isnan(column)]
-        if len(known):
-            center[t], deviation, largest = known.mean(), known.std(), np.abs(known).max()
-            spread[t] = deviation if deviation > 1e-12 * largest else largest or 1.0         # a constant: nothing to divide by
-    return center, spread
+class Loss:
+    """L1 (regression) or BCE (classification) over known labels; `weight` (targets,) multiplies the positives' part."""
+
+    def __init__(self, task, weight=None):
+        self.task, self.weight = task, None if weight is None else torch.as_tensor(weight).float()
+
+    def __call__(self, outputs, labels):
+        """Return the sum over the known among labels (n, targets), NaN where missing."""
+        known = ~torch.isnan(labels)
+        target = torch.where(known, labels, torch.zeros_like(labels))
+        if self.task == "classification":
+            weight = None if self.weight is None else self.weight.to(outputs.device)
+            each = torch.nn.functional.binary_cross_entropy_with_logits(outputs, target, reduction="none", pos_weight=weight)
+        else:
+            each = (outputs - target).abs()
+        return (each * known).sum()
+
+    def mean(self, outputs, labels):
+        return self(outputs, labels) / (~torch.isnan(labels)).sum().clamp(min=1)
 
 
-def masked_loss(outputs, labels, task):
-    """Return the mean L1 (regression) or BCE (classification) over known labels; outputs, labels (n, targets)."""
-    known = ~torch.isnan(labels)
-    target = torch.where(known, labels, torch.zeros_like(labels))
-    each = (torch.nn.functional.binary_cross_entropy_with_logits(outputs, target, reduction="none")
-            if task == "classification" else (outputs - target).abs())
-    return (each * known).sum() / known.sum().clamp(min=1)
+# ---------------------------------------------------------------------------------------------------------------------
+# What a model learns from: pictures through the encoder, or a table of numbers through the head alone
 
 
-def score(truth, predicted, task):
-    """Return the metrics of one target (1-d arrays, NaN where unknown); one that is undefined is left out."""
-    known = ~np.isnan(truth)
-    truth, predicted = truth[known].astype(float), predicted[known].astype(float)
-    result = {}
-    if task == "classification":
-        if len(set(truth)) == 2:
-            result["ROC-AUC"] = skm.roc_auc_score(truth, predicted)
-            result["PR-AUC"] = skm.average_precision_score(truth, predicted)
-        if len(truth):
-            result["accuracy"] = np.mean((predicted > 0.5) == truth)
-    elif len(truth):
-        result["MAE"] = skm.mean_absolute_error(truth, predicted)
-        result["RMSE"] = math.sqrt(skm.mean_squared_error(truth, predicted))
-        if np.ptp(truth) > 0 and len(truth) > 1:
-            result["R2"] = skm.r2_score(truth, predicted)
-            if np.ptp(predicted) > 0:
-                result["Spearman"] = spearmanr(truth, predicted).statistic
-    return {name: float(value) for name, value in result.items()}
+class Alone(pretrain.World):
+    """A world of one process, whatever torchrun started: for what every process computes alike."""
+
+    def __init__(self):
+        self.size, self.rank = 1, 0
 
 
-def score_all(truth, predicted, targets, task):
-    """Return {"pooled": {...}, "targets": {name: {...}}}.
+class Pictures:
+    """Index pictures, {row: uint8 (224, 224)}: each process looks at its share of a batch, in slices of like ink."""
 
-    Pooled MAE and RMSE are over all known labels, the others are means over the targets for which they are defined.
-    """
-    each = {name: score(truth[:, t], predicted[:, t], task) for t, name in enumerate(targets)}
-    pooled = {}
-    for name in {name: None for scores in each.values() for name in scores}:
-        values = [scores[name] for scores in each.values() if name in scores]
-        pooled[name] = float(np.mean(values))
-        if len(values) < len(targets):
-            pooled[f"{name} defined for"] = len(values)
-    if task == "regression":
-        pooled |= {k: v for k, v in score(truth.ravel(), predicted.ravel(), task).items() if k in ("MAE", "RMSE")}
-    return {"pooled": pooled, "targets": each}
+    def __init__(self, model, pictures, eye, world):
+        self.model, self.pictures, self.eye, self.world, self.device = model, pictures, eye, world, eye.device
+
+    def parts(self, rows, random):
+        """Yield (positions among rows, outputs with gradient) of this process's share; random: (len(rows), RANDOM)."""
+        mine = np.arange(len(rows))[self.world.rank::self.world.size]
+        if not len(mine):
+            return
+        index = np.stack([self.pictures[rows[i]] for i in mine])
+        for part in self.eye.slices(index):
+            yield mine[part], self.model.head(self.eye.look(index[part], random[mine[part]]))
+
+    def features(self, rows, bar=None):
+        """Return embeddings, fp32 (len(rows), 512), without gradient; every process gets all."""
+        padded = list(rows) + [rows[-1]] * (-len(rows) % self.world.size)
+        mine = np.array_split(padded, self.world.size)[self.world.rank]
+        found = []
+        for chunk in np.split(mine, range(CHUNK, len(mine), CHUNK)):
+            with torch.no_grad():
+                found.append(self.eye.look_in_slices(np.stack([self.pictures[i] for i in chunk]), None))
+            if bar is not None:
+                bar.update(len(chunk) * self.world.size)
+        return self.world.gather(torch.cat(found))[:len(rows)]
+
+    def outputs(self, rows):
+        with torch.no_grad():
+            return self.model.head(self.features(rows))
+
+
+class Numbers:
+    """A table of inputs, fp32 (rows, width): fingerprints, or the frozen encoder's embeddings."""
+
+    def __init__(self, model, table):
+        self.model, self.table, self.device, self.world = model, table, table.device, Alone()
+
+    def parts(self, rows, random):
+        yield np.arange(len(rows)), self.model(self.table[rows])
+
+    def outputs(self, rows):
+        with torch.no_grad():
+            return self.model(self.table[rows])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Training
 
 
-def run_batches(model, inputs, rows, batch, device, dtype):
-    """Return the model's outputs, fp32 (len(rows), targets), in the mode without gradient."""
-    model.eval()
-    with torch.no_grad(), pretrain.autocast(device, dtype):
-        return torch.cat([model(inputs(rows[i:i + batch])).float() for i in range(0, len(rows), batch)])
+def fit(source, labels, split, loss, optimizers, epochs, batch, seed, name, patience=None, scaler=None):
+    """Train on split["train"], leave the weights of the epoch with the lowest validation loss, and return the history.
 
-
-def fit(model, inputs, labels, split, task, optimizers, epochs, batch, seed, device, dtype, name, patience=None):
-    """Train on split["train"], keep the weights of the epoch with the lowest validation loss, and return the history.
-
-    inputs: rows -> tensor for the model; labels: (rows, targets), scaled. History: one dict an epoch. The
-    test part is never looked at here.
+    source: Pictures or Numbers; labels: float64 (rows, targets), scaled. History: one dict an epoch. The test part is
+    never looked at here.
     """
     order, random = np.array(split["train"]), np.random.default_rng([seed, 1])
-    known = torch.from_numpy(labels).float().to(device)
+    scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
+    known = torch.from_numpy(labels).float().to(source.device)
     best, history = (math.inf, None, 0), []
-    bar = tqdm(total=epochs * -(-len(order) // batch), desc=name, unit=" steps", disable=None, leave=False)
+    bar = tqdm(total=epochs * -(-len(order) // batch), desc=name, unit=" steps", disable=True if source.world.rank else None, leave=False)
     for epoch in range(1, epochs + 1):
-        model.train()
         losses, began = [], time.time()
         for rows in np.split(random.permutation(order), range(batch, len(order), batch)):
-            with pretrain.autocast(device, dtype):
-                outputs = model(inputs(rows)).float()
-            loss = masked_loss(outputs, known[rows], task)
-            if not torch.isfinite(loss):
-                raise click.ClickException("the loss is not a number any more; lower --lr-encoder and --lr-head, or try --precision fp32")
-            for optimizer in optimizers:
-                optimizer.zero_grad()
-            loss.backward()
-            for optimizer in optimizers:
-                optimizer.step()
-            losses.append(loss.item() * len(rows))
+            numbers = random.random((len(rows), pretrain.RANDOM))
+            losses.append(take_step(source, rows, numbers, known[rows], loss, optimizers, scaler) * len(rows))
             bar.update()
-        outputs = run_batches(model, inputs, split["val"], batch, device, dtype)
-        val = masked_loss(outputs, known[split["val"]], task).item()
-        history.append({"epoch": epoch, "train_loss": sum(losses) / len(order), "val_loss": val, "seconds": time.time() - began})
+        val = loss.mean(source.outputs(split["val"]), known[split["val"]]).item()
+        history.append({"epoch": epoch, "train_loss": sum(losses) / len(order), "val_loss": val, "seconds": round(time.time() - began, 3)})
         if val <= best[0]:                                   # ties take the later epoch, as in the paper
-            best = val, {k: v.detach().clone() for k, v in model.state_dict().items()}, epoch
+            best = val, {k: v.detach().clone() for k, v in source.model.state_dict().items()}, epoch
         bar.set_postfix_str(f"val {val:.3f}, best {best[0]:.3f} at epoch {best[2]}")
         if patience and epoch - best[2] >= patience:
             break
     bar.close()
     if best[1] is None:
-        raise click.ClickException("the validation loss was never a finite number; lower --lr-encoder and --lr-head, or try --precision fp32")
-    model.load_state_dict(best[1])
+        raise click.ClickException("the validation loss was never a finite number; lower --lr-encoder and --lr-head")
+    source.model.load_state_dict(best[1])
     return history
 
 
-def finetune(model, pictures, labels, split, task, lr_encoder, lr_head, device, dtype, **run):
-    """Train encoder and head on index pictures, {row: uint8 (224, 224)}; see `fit`."""
-    optimizers = [torch.optim.Adam(model.encoder.parameters(), lr_encoder, weight_decay=1e-5, **pretrain.ADAM),
-                  torch.optim.Adam(model.head.parameters(), lr_head, weight_decay=1e-5, **pretrain.ADAM)]
-    return fit(model, pixels_of(pictures, device), labels, split, task, optimizers, device=device, dtype=dtype, **run)
+def take_step(source, rows, random, labels, loss, optimizers, scaler):
+    """Take one step on a batch and return its mean loss; the processes share the batch and step alike."""
+    count, value, world = (~torch.isnan(labels)).sum().clamp(min=1), torch.zeros(1, device=source.device), source.world
+    for part, outputs in source.parts(rows, random):
+        each = loss(outputs, labels[part]) / count
+        scaler.scale(each * world.size).backward()           # the gradients are averaged over the processes
+        value += each.detach()
+    value = world.mean(value).item() * world.size
+    if not math.isfinite(value):
+        raise click.ClickException("the loss is not a number any more; lower --lr-encoder and --lr-head")
+    parameters = list(source.model.parameters())
+    for parameter in parameters:
+        if parameter.grad is None:                           # a process without a share
+            parameter.grad = torch.zeros_like(parameter)
+    world.average_gradients(parameters)
+    for optimizer in optimizers:
+        scaler.step(optimizer)
+        optimizer.zero_grad()
+    scaler.update()
+    return value
 
 
-def predict_rows(model, pictures, rows, task, batch, device):
+def adam(module, rate):
+    return torch.optim.Adam(module.parameters(), rate, weight_decay=DECAY, fused=True, **pretrain.ADAM)
+
+
+def say_how_long(source, rows, epochs, batch, everything):
+    """Print how long training will take on a CPU, measured on one slice without learning from it, and what --freeze would."""
+    rows = list(rows[:min(batch, 16)])
+    for _ in range(2):                                       # the first time pays for what is set up once
+        began = time.perf_counter()
+        for _, outputs in source.parts(rows * source.world.size, np.random.default_rng(0).random((len(rows) * source.world.size, pretrain.RANDOM))):
+            outputs.sum().backward()
+        learning = (time.perf_counter() - began) / len(rows) / source.world.size
+    source.model.zero_grad()
+    began = time.perf_counter()
+    source.features(rows)
+    looking = (time.perf_counter() - began) / len(rows)
+    epoch = learning * everything["train"] + looking * everything["val"]
+    click.echo(f"an epoch takes about {span(epoch)} here, {epochs} epochs {span(epochs * epoch)}; "
+               f"--freeze would embed all molecules once, in {span(looking * sum(everything.values()))}, and train the head in seconds")
+
+
+def span(seconds):
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def train_whole(model, pictures, labels, split, loss, cell, device, dtype, world, announce, **run):
+    """Train encoder and head together and return the history; cell: lr_encoder, lr_head, augment."""
+    micro = min(run["batch"], pretrain.fitting_batch(model.encoder.arch, device, dtype))
+    source = Pictures(model, pictures, pretrain.Eye(model.encoder, device, dtype, cell["augment"], micro), world)
+    if announce and device.type == "cpu" and not world.rank:
+        say_how_long(Pictures(model, pictures, source.eye, Alone()), split["train"], run["epochs"], run["batch"], {part: len(rows) for part, rows in split.items()})
+    world.barrier()
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+    return fit(source, labels, split, loss, [adam(model.encoder, cell["lr_encoder"]), adam(model.head, cell["lr_head"])], scaler=scaler, **run)
+
+
+def train_head(model, embeddings, labels, split, loss, rate, **run):
+    """Train the head alone on a frozen encoder's embeddings, fp32 (rows, 512), and return the history.
+
+    It learns on embeddings that are standardised on the training part; the scaling is then folded into its first layer.
+    """
+    known = embeddings[split["train"]]
+    mean, deviation = known.mean(0), known.std(0)
+    deviation = deviation.clamp(min=1e-3 * deviation.median().item() + 1e-12)
+    history = fit(Numbers(model.head, (embeddings - mean) / deviation), labels, split, loss, [adam(model.head, rate)], **run)
+    first = model.head[0]
+    with torch.no_grad():
+        first.bias -= first.weight @ (mean / deviation)
+        first.weight /= deviation
+    return history
+
+
+def predict_rows(model, pictures, rows, task, batch, device, world=Alone()):
     """Return predictions in the label's unit (or probabilities), float32 (len(rows), targets); in fp32, as ONNX computes them."""
-    return model.to_unit(run_batches(model, pixels_of(pictures, device), rows, batch, device, None), task).cpu().numpy()
-
-
-def pixels_of(pictures, device):
-    """Return a function from row numbers to the model's input."""
-    return lambda rows: pretrain.to_pixels(np.stack([pictures[i] for i in rows]), device)
+    source = Pictures(model, pictures, pretrain.Eye(model.encoder, device, None, "none", batch), world)
+    return model.to_unit(source.outputs(rows), task).cpu().numpy()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -347,89 +266,43 @@ def fingerprints(smiles):
     return np.stack([generator.GetFingerprintAsNumPy(Chem.MolFromSmiles(s)) for s in smiles]).astype(np.float32)
 
 
-def baselines(data, labels, center, spread, split, epochs, seed):
-    """Return {name: predictions of split["test"], float32 (n, targets)} of ECFP + MLP, ECFP + forest and the mean."""
+def baselines(data, labels, center, spread, split, loss, rates, **run):
+    """Return {name: predictions of split["test"], float32 (n, targets)} of ECFP + MLP, ECFP + random forest and the mean.
+
+    The MLP gets the same learning rates to choose from as the model's head, by validation.
+    """
     rows = sum(split.values(), [])
     bits = np.zeros((len(data), 2048), np.float32)
-    bits[rows] = fingerprints([data.molecules[i].smiles for i in rows])
-    device, task = torch.device("cpu"), data.task
-    torch.manual_seed(seed)
-    network, table = mlp(2048, labels.shape[1]), torch.from_numpy(bits)
-    optimizer = torch.optim.Adam(network.parameters(), 4e-4, weight_decay=1e-5, **pretrain.ADAM)
-    fit(network, lambda part: table[part], labels, split, task, [optimizer], epochs, 64, seed, device, None, "ECFP + MLP")
-    outputs = run_batches(network, lambda part: table[part], split["test"], 64, device, None).numpy()
-    mlp_values = 1 / (1 + np.exp(-outputs)) if task == "classification" else outputs * spread + center
-    forest_values = np.stack([forest(bits, data.labels[:, t], split, task, seed) for t in range(labels.shape[1])], 1)
+    bits[rows] = fingerprints([data.smiles[i] for i in rows])
+    found = []
+    for rate in rates:
+        torch.manual_seed(run["seed"])
+        source = Numbers(mlp(2048, labels.shape[1]), torch.from_numpy(bits))
+        history = fit(source, labels, split, loss, [adam(source.model, rate)], name="ECFP + MLP", **run)
+        found.append((best_epoch(history)["val_loss"], source))
+    outputs = min(found, key=lambda pair: pair[0])[1].outputs(split["test"]).numpy()
+    mlp_values = 1 / (1 + np.exp(-outputs)) if data.task == "classification" else outputs * spread + center
+    weights = [1.0] * labels.shape[1] if loss.weight is None else loss.weight.tolist()
+    forests = [forest(bits, data.labels[:, t], split, data.task, run["seed"], weight) for t, weight in enumerate(weights)]
     known = data.labels[split["train"]]
     mean = np.array([np.nanmean(column) if (~np.isnan(column)).any() else 0.0 for column in known.T])
-    return {"ECFP + MLP": mlp_values, "ECFP + random forest": forest_values,
-            "mean of training": np.tile(mean, (len(split["test"]), 1))}
+    return {"ECFP + MLP": mlp_values, "ECFP + random forest": np.stack(forests, 1), "mean of training": np.tile(mean, (len(split["test"]), 1))}
 
 
-def forest(bits, labels, split, task, seed):
+def forest(bits, labels, split, task, seed, weight):
     """Return a random forest's predictions of one target for the test part."""
     rows = [i for i in split["train"] if not np.isnan(labels[i])]
     if not rows or (task == "classification" and len(set(labels[rows])) < 2):
         return np.full(len(split["test"]), labels[rows[0]] if rows else 0.0)
-    kind = RandomForestClassifier if task == "classification" else RandomForestRegressor
-    model = kind(300, random_state=seed, n_jobs=-1).fit(bits[rows], labels[rows])
+    options = {"random_state": seed, "n_jobs": -1}
+    model = RandomForestClassifier(300, class_weight={0: 1.0, 1: weight}, **options) if task == "classification" else RandomForestRegressor(300, **options)
+    model.fit(bits[rows], labels[rows])
     test = bits[split["test"]]
     return model.predict_proba(test)[:, list(model.classes_).index(1)] if task == "classification" else model.predict(test)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The run folder
-
-
-def write_predictions(path, data, split, predicted):
-    """Write one line for every row of the input: row, smiles, split, then truth and prediction of each target."""
-    part_of = {row: part for part, rows in split.items() for row in rows}
-    header = ["row", "smiles", "split"] + [f"{kind}_{name}" for name in data.targets for kind in ("true", "predicted")] + ["error"]
-    lines = []
-    for m in data.molecules:
-        cells = []
-        for t in range(len(data.targets)):
-            truth = data.labels[m.row, t]
-            cells += ["" if np.isnan(truth) else f"{truth:.7g}", f"{predicted[m.row][t]:.7g}" if m.row in predicted else ""]
-        lines.append([m.row, m.smiles, part_of.get(m.row, ""), *cells, data.problems[m.row]])
-    render.save_table(path, header, lines)
-
-
-def plot_report(path, data, split, predicted, history, scores):
-    """Draw learning curves, and truth against prediction (or the ROC curve) of the test part for up to 6 targets."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    shown = data.targets[:6]
-    figure, axes = plt.subplots(1, 1 + len(shown), figsize=(4 * (1 + len(shown)), 3.8), layout="constrained")
-    axes[0].plot([h["epoch"] for h in history], [h["train_loss"] for h in history], label="train")
-    axes[0].plot([h["epoch"] for h in history], [h["val_loss"] for h in history], label="validation")
-    best = min(reversed(history), key=lambda h: h["val_loss"])
-    axes[0].axvline(best["epoch"], color="grey", lw=0.8, ls="--", label=f"kept: epoch {best['epoch']}")
-    axes[0].set(title="loss", xlabel="epoch")
-    axes[0].legend()
-    for t, (name, axis) in enumerate(zip(shown, axes[1:])):
-        rows = [i for i in split["test"] if not np.isnan(data.labels[i, t])]
-        truth, values = data.labels[rows, t], np.array([predicted[i][t] for i in rows])
-        if data.task == "classification" and len(set(truth)) == 2:
-            axis.plot(*skm.roc_curve(truth, values)[:2])
-            axis.plot([0, 1], [0, 1], "k--", lw=0.8)
-            axis.set(xlabel="false positive rate", ylabel="true positive rate")
-        elif len(rows):
-            axis.scatter(truth, values, s=12, alpha=0.6)
-            axis.axline((truth.mean(), truth.mean()), slope=1, color="k", lw=0.8, ls="--")
-            axis.set(xlabel="truth", ylabel="prediction")
-        axis.set_title(f"{name}, test\n" + "  ".join(f"{k} {v:.3g}" for k, v in scores["targets"][name].items()), fontsize=8, parse_math=False)
-    render.save_whole(path, lambda name: figure.savefig(name, dpi=110, format="png"))
-    plt.close(figure)
-
-
-def print_scores(table):
-    """Print one line a method with its pooled test metrics."""
-    names = [name for name in next(iter(table.values()))["pooled"] if "defined" not in name]
-    click.echo(f"\n{'test part':24s}" + "".join(f"{name:>12s}" for name in names))
-    for method, scores in table.items():
-        click.echo(f"{method:24s}" + "".join(f"{scores['pooled'][n]:12.4g}" if n in scores["pooled"] else f"{'-':>12s}" for n in names))
+# Files
 
 
 def save_model(path, model, data, config, metrics):
@@ -454,19 +327,25 @@ def load_model(path):
     return model.eval(), checkpoint
 
 
-def draw_rows(data, workers, max_atoms):
+def draw_rows(data, world=Alone(), r_groups=False):
     """Return {row: uint8 (224, 224)} of every molecule that can be drawn; the reasons of the others go to data.problems."""
-    pictures = {}
-    drawn = render.draw_all(data.molecules, workers, max_atoms=max_atoms)
-    for molecule, result in tqdm(drawn, total=len(data), desc="drawing", unit=" molecules", disable=None, leave=False):
+    mine = data.molecules[world.rank::world.size]            # the processes share the drawing
+    workers = max(1, render.default_workers() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    drawn = tqdm(render.draw_all(mine, workers, r_groups=r_groups), total=len(mine), desc="drawing", unit=" molecules", disable=True if world.rank else None, leave=False)
+    results = [{molecule.row: result if isinstance(result, str) else result[0] for molecule, result in drawn}]
+    if world.size > 1:
+        shares, results = results[0], [None] * world.size
+        torch.distributed.all_gather_object(results, shares)
+    pictures, found = {}, {row: result for part in results for row, result in part.items()}
+    for row, result in sorted(found.items()):
         if isinstance(result, str):
-            data.problems[molecule.row] = result
+            data.problems[row] = result
         else:
-            pictures[molecule.row] = render.inflate(result[0])
+            pictures[row] = render.inflate(result)
     for row, problem in enumerate(data.problems):
         if not problem and np.isnan(data.labels[row]).all():
             data.problems[row] = "no label"
-    rejected = [(m, p) for m, p in zip(data.molecules, data.problems) if p]
+    rejected = [(m, p) for m, p in zip(data.molecules, data.problems) if p and not world.rank]
     for molecule, problem in rejected[:5]:
         click.echo(f"{data.path}: row {molecule.row} (line {molecule.line}) is left out: {problem}", err=True)
     if len(rejected) > 5:
@@ -476,6 +355,155 @@ def draw_rows(data, workers, max_atoms):
     return pictures
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# One seed, and all of them
+
+
+class Job:
+    """What all seeds and settings of a run share."""
+
+    def __init__(self, data, pictures, usable, config, device, dtype, world):
+        self.data, self.pictures, self.usable, self.config = data, pictures, usable, config
+        self.device, self.dtype, self.world = device, dtype, world
+        self.embedded, self.compared, self.announced = {}, {}, False
+
+    def embeddings(self, encoder, seed):
+        """Return the frozen encoder's embeddings of all drawn rows, fp32 (rows, 512); made once, unless its weights are a seed's."""
+        key = seed if str(self.config["init"]).startswith("scratch:") else 0
+        if key not in self.embedded:
+            rows = sorted(self.pictures)
+            source = Pictures(None, self.pictures, pretrain.Eye(encoder, self.device, None, "none", pretrain.fitting_batch(encoder.arch, self.device, None)), self.world)
+            with tqdm(total=len(rows), desc="embedding", unit=" molecules", disable=True if self.world.rank else None, leave=False) as bar:
+                found = source.features(rows, bar).cpu()
+            table = torch.zeros(len(self.data), found.shape[1])
+            table[rows] = found
+            self.embedded[key] = table
+        return self.embedded[key]
+
+    def train(self, seed, cell, split, labels, center, spread, loss):
+        """Return (model, history, predictions {row: (targets,)}) of one seed and one choice of rates and augmentation."""
+        data, config = self.data, self.config
+        torch.manual_seed(seed)
+        model = Model(pretrain.load_encoder(config["init"], seed), len(data.targets), center, spread).to(self.device)
+        run = {"epochs": config["epochs"], "batch": config["batch"], "seed": seed, "name": f"seed {seed}", "patience": config["patience"]}
+        rows = sorted(self.pictures)
+        if config["freeze"]:
+            embeddings, model = self.embeddings(model.encoder, seed), model.cpu()
+            history = train_head(model, embeddings, labels, split, loss, cell["lr_head"], **run)
+            with torch.no_grad():
+                values = model.to_unit(model.head(embeddings[rows]), data.task).numpy()
+        else:
+            history = train_whole(model, self.pictures, labels, split, loss, cell, self.device, self.dtype, self.world, not self.announced, **run)
+            values = predict_rows(model, self.pictures, rows, data.task, min(64, config["batch"]), self.device, self.world)
+        self.announced = True
+        return model, history, dict(zip(rows, values))
+
+    def seed(self, folder, seed, cell):
+        """Train, test and write one complete folder; a folder that is complete already is left as it is."""
+        config = self.config | cell | {"seed": seed}
+        if finished(folder, config):
+            return
+        data, world = self.data, self.world
+        split = make_split(data, self.usable, config["split"], seed, warn=not world.rank)
+        check_targets(data, split, warn=not world.rank)
+        center, spread = label_scaling(data.labels[split["train"]], data.task if not config["raw_labels"] else None)
+        labels = (data.labels - center) / spread
+        loss = Loss(data.task, positive_weights(data.labels[split["train"]], config["pos_weight"]) if config["pos_weight"] else None)
+        model, history, predicted = self.train(seed, cell, split, labels, center, spread, loss)
+        if not world.rank:
+            if seed not in self.compared:
+                self.compared[seed] = baselines(data, labels, center, spread, split, loss, config["rates"], epochs=config["epochs"], batch=64, seed=seed,
+                                                patience=config["patience"])
+            self.write(folder, config, model, split, history, predicted)
+        world.barrier()
+
+    def write(self, folder, config, model, split, history, predicted):
+        data, best = self.data, best_epoch(history)
+        truth = data.labels[split["test"]].copy()
+        truth[:, np.isnan(data.labels[split["train"]]).all(0)] = np.nan                  # never learned, so not scored
+        methods = {"this model": np.stack([predicted[i] for i in split["test"]])} | self.compared[config["seed"]]
+        table = {name: score_all(truth, values, data.targets, data.task) for name, values in methods.items()}
+        metrics = {"seed": config["seed"], "best_epoch": best["epoch"], "val_loss": best["val_loss"], "test": table,
+                   "sizes": {part: len(rows) for part, rows in split.items()}, "rejected": sum(map(bool, data.problems))}
+        save_model(folder / "model.pt", model, data, config, {"test": table["this model"], "best_epoch": best["epoch"]})
+        render.save_json(folder / "config.json", config)
+        render.save_table(folder / "splits.csv", ["row", "split"], sorted((row, part) for part, rows in split.items() for row in rows))
+        render.save_table(folder / "history.csv", list(history[0]), [list(h.values()) for h in history])
+        run = {"seed": config["seed"], "split": split, "predicted": predicted, "history": history}
+        save_predictions(folder / "predictions.csv", data, [run])
+        summary = over_seeds([metrics])
+        save_scores(folder / "scores.csv", summary)
+        plot_report(folder / "report.png", data, [run], summary, self.pictures)
+        render.save_json(folder / "metrics.json", metrics)                               # the last: its presence says that all are there
+        click.echo(f"seed {config['seed']}: epoch {best['epoch']} of {len(history)} is best on validation (loss {best['val_loss']:.4g}); {folder}/report.png")
+
+
+def cell_folder(out, cell, alone):
+    return out if alone else out / "grid" / "_".join(f"{key.replace('_', '-')}-{value:g}" if key != "augment" else f"{key}-{value}" for key, value in cell.items())
+
+
+def choose(out, cells, seeds):
+    """Return (mean validation loss of each cell so far, the place of the best), and drop the models of the others."""
+    values = [[load_facts(cell_folder(out, cell, False) / f"seed-{seed}" / "metrics.json")["val_loss"] for seed in seeds] for cell in cells]
+    losses = [float(np.mean(row)) for row in values]
+    best = int(np.argmin(losses))
+    for i, cell in enumerate(cells):
+        for seed in seeds if i != best else ():
+            for name in ("model.pt", "predictions.csv", "splits.csv", "history.csv", "scores.csv", "report.png"):
+                (cell_folder(out, cell, False) / f"seed-{seed}" / name).unlink(missing_ok=True)
+    return losses, best
+
+
+def finish_grid(out, cells, seeds):
+    """Write grid.csv and move the winner's seeds to their place; return the winner."""
+    losses, best = choose(out, cells, seeds)
+    lines = []
+    for i, cell in enumerate(cells):
+        runs = [load_facts(cell_folder(out, cell, False) / f"seed-{seed}" / "metrics.json") for seed in seeds]
+        test = {name: s["mean"] for name, s in over_seeds(runs)["this model"]["pooled"].items()}
+        lines.append([*cell.values(), f"{losses[i]:.6g}", "yes" if i == best else "", *(f"{value:.6g}" for value in test.values())])
+    render.save_table(out / "grid.csv", [*cells[0], "val_loss", "chosen", *(f"test_{name}" for name in test)], lines)
+    for seed in seeds:
+        shutil.copytree(cell_folder(out, cells[best], False) / f"seed-{seed}", out / f"seed-{seed}", dirs_exist_ok=True)
+        (cell_folder(out, cells[best], False) / f"seed-{seed}" / "model.pt").unlink()
+    click.echo(f"chosen on validation out of {len(cells)}: " + ", ".join(f"{key} {value}" for key, value in cells[best].items()) + f"; all in {out}/grid.csv")
+    return cells[best]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+
+
+def listed(kind, says):
+    """Return a click callback that reads a list such as 1,2,3 and wants each value once."""
+    def parse(context, parameter, value):
+        try:
+            values = [kind(word) for word in value.split(",")]
+        except (ValueError, KeyError):
+            raise click.BadParameter(f"{value!r} is not {says}") from None
+        if len(set(values)) < len(values):
+            raise click.BadParameter(f"{value!r} has a value twice; each once")
+        return values
+    return parse
+
+
+def within(low, high, kind=float):
+    """Return a function that reads a number, and raises ValueError if it is not between the two."""
+    def read(word):
+        return kind(word) if low < kind(word) < high else kind("")
+    return read
+
+
+def positive_weight(context, parameter, value):
+    try:
+        return value if value in (None, "auto") else within(0, 1e6)(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is neither auto nor a number above 0") from None
+
+
+LEVELS = {level: level for level in ("none", "default", "intense")}
+
+
 def default_init():
     """Return the encoder to start from when --init is not given."""
     if Path("encoder.pt").is_file():
@@ -483,60 +511,15 @@ def default_init():
     return "bundled" if pretrain.BUNDLED.is_file() else "ViT-B/16"
 
 
-def one_seed(folder, data, pictures, split, seed, config, device, dtype):
-    """Train, test and write one complete folder; return the table of test scores by method."""
-    usable = sum(split.values(), [])
-    center, spread = label_scaling(data.labels[split["train"]], data.task)
-    labels = (data.labels - center) / spread
-    torch.manual_seed(seed)
-    model = Model(pretrain.load_encoder(config["init"], seed), len(data.targets), center, spread).to(device)
-    history = finetune(model, pictures, labels, split, data.task, config["lr_encoder"], config["lr_head"], device, dtype,
-                       epochs=config["epochs"], batch=config["batch"], seed=seed, name=f"seed {seed}", patience=config["patience"])
-    model.eval()
-    shown = [row for row in range(len(data)) if row in pictures]
-    predicted = dict(zip(shown, predict_rows(model, pictures, shown, data.task, config["batch"], device)))
-    truth = data.labels[split["test"]]
-    methods = {"this model": np.stack([predicted[i] for i in split["test"]])}
-    methods |= baselines(data, labels, center, spread, split, config["epochs"], seed)
-    table = {name: score_all(truth, values, data.targets, data.task) for name, values in methods.items()}
-    best = min(reversed(history), key=lambda h: h["val_loss"])
-    metrics = {"seed": seed, "best_epoch": best["epoch"], "val_loss": best["val_loss"], "test": table,
-               "sizes": {part: len(rows) for part, rows in split.items()}, "rejected": len(data) - len(usable)}
-    save_model(folder / "model.pt", model, data, config, {"test": table["this model"], "best_epoch": best["epoch"]})
-    render.save_json(folder / "config.json", config | {"seed": seed})
-    render.save_table(folder / "splits.csv", ["row", "split"], sorted((row, part) for part, rows in split.items() for row in rows))
-    render.save_table(folder / "history.csv", list(history[0]), [list(h.values()) for h in history])
-    write_predictions(folder / "predictions.csv", data, split, predicted)
-    plot_report(folder / "report.png", data, split, predicted, history, table["this model"])
-    render.save_json(folder / "metrics.json", metrics)
-    return metrics
-
-
-def aggregate(out, runs, config):
-    """Write the aggregate over seeds, metrics.json, and copy the files of the seed that is best on validation."""
-    best = min(runs, key=lambda run: run["val_loss"])
-    summary = {}
-    for method in runs[0]["test"]:
-        pooled = [run["test"][method]["pooled"] for run in runs]
-        summary[method] = {name: {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None, "seeds": len(values)}
-                           for name in pooled[0] if (values := [scores[name] for scores in pooled if name in scores])}
-    for stale in set(out.glob("seed-*")) - {out / f"seed-{run['seed']}" for run in runs}:      # of the run that was overwritten
-        shutil.rmtree(stale)
-    for name in ("model.pt", "predictions.csv", "splits.csv", "history.csv", "report.png"):
-        source = out / f"seed-{best['seed']}" / name
-        render.save_whole(out / name, lambda target: shutil.copyfile(source, target))
-    render.save_json(out / "config.json", config)
-    render.save_json(out / "metrics.json", {"best_seed": best["seed"], "test": summary, "runs": runs})
-    return best
-
-
-def parse_seeds(context, parameter, value):
-    if not re.fullmatch(r"\d+(,\d+)*", value):
-        raise click.BadParameter(f"{value!r} is not a list of whole numbers such as 1,2,3")
-    seeds = [int(seed) for seed in value.split(",")]
-    if len(set(seeds)) < len(seeds) or max(seeds) >= 2**32:
-        raise click.BadParameter(f"{value!r}: each seed once, and below 2^32")
-    return seeds
+@contextmanager
+def enough_memory(batch):
+    """Turn running out of memory into one line."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        raise click.ClickException(f"out of memory with --batch {batch}; lower --batch, or take a smaller encoder") from None
 
 
 @click.command()
@@ -545,48 +528,69 @@ def parse_seeds(context, parameter, value):
 @click.option("--init", default=None, help="Encoder to start from.  [default: encoder.pt, else bundled, else ViT-B/16]")
 @click.option("--target", "targets", multiple=True, help="Label column; repeatable.  [default: every column of numbers that is no index]")
 @click.option("--task", default="auto", show_default=True, type=click.Choice(["auto", "regression", "classification"]), help="auto: classification if all labels are 0 or 1.")
-@click.option("--split", default="random", show_default=True, type=click.Choice(["random", "scaffold"]), help="How the 80/10/10 parts are drawn.")
-@click.option("--seeds", default="1", show_default=True, callback=parse_seeds, help="Seeds of split and training, such as 1,2,3.")
+@click.option("--pos-weight", default=None, callback=positive_weight, help="Weight of the positives in the loss: a number, or auto for negatives / positives.")
+@click.option("--raw-labels", is_flag=True, help="Don't standardise the labels (the paper's way).")
+@click.option("--split", default="random", show_default=True, help="random, scaffold, random-scaffold, column, or a splits.csv; 80/10/10%.")
+@click.option("--split-column", default=None, help="Column that says train, val or test.  [default with --split column: split]")
+@click.option("--seeds", default="1", show_default=True, callback=listed(within(-1, 2**32, int), "a list of whole numbers such as 1,2,3"), help="Seeds of split and training, such as 1,2,3.")
 @click.option("--epochs", default=60, show_default=True, type=click.IntRange(1), help="Passes over the training part.")
 @click.option("--patience", default=None, type=click.IntRange(1), help="Stop after so many epochs without a better validation loss.")
 @click.option("--batch", default=64, show_default=True, type=click.IntRange(1), help="Molecules in a step.")
-@click.option("--lr-encoder", default=5e-6, show_default=True, type=pretrain.Positive(), help="Learning rate of the encoder.")
-@click.option("--lr-head", default=4e-4, show_default=True, type=pretrain.Positive(), help="Learning rate of the head.")
+@click.option("--lr-encoder", default="5e-6", show_default=True, callback=listed(within(0, 1e3), "a learning rate, or several such as 5e-6,2e-5"), help="Learning rate of the encoder; several make a grid.")
+@click.option("--lr-head", default="4e-4", show_default=True, callback=listed(within(0, 1e3), "a learning rate, or several such as 1e-3,4e-4"), help="Learning rate of the head; several make a grid.")
+@click.option("--augment", default="default", show_default=True, callback=listed(LEVELS.__getitem__, "none, default, intense or several of them"), help="Pixel augmentation of training pictures; several make a grid.")
+@click.option("--freeze", is_flag=True, help="Embed once and train the head alone: seconds instead of hours.")
+@click.option("--r-groups", is_flag=True, help="Draw the ends of all molecules as R-groups.")
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute.")
-@click.option("--precision", default="auto", show_default=True, type=click.Choice(["auto", "bf16", "fp32"]), help="Arithmetic; weights are always fp32.")
-@click.option("--workers", default=None, type=click.IntRange(1), help="Drawing processes.  [default: one a core]")
-@click.option("--max-atoms", default=render.MAX_ATOMS, show_default=True, type=click.IntRange(1), help="Reject molecules with more heavy atoms.")
 @click.option("--smiles-column", help="Column that holds the SMILES.  [default: found by name]")
-@click.option("--overwrite", is_flag=True, help="Replace the finished run that lies in the folder.")
-def main(data, out, init, targets, task, split, seeds, device, precision, workers, max_atoms, smiles_column, overwrite, **training):
+@click.pass_context
+def main(context, device, **options):
     """Train encoder and head on the labels of a table and compare with fingerprints."""
+    given = {name for name in options if context.get_parameter_source(name) != ParameterSource.DEFAULT}
+    with pretrain.one_voice(), enough_memory(options["batch"]):
+        device = pretrain.pick_device(device)
+        run(given, device, pretrain.World(device), **options)
+
+
+def run(given, device, world, data, out, init, targets, task, split, split_column, smiles_column, seeds, lr_encoder, lr_head, augment, **training):
+    """Check what the user may have got wrong, draw, train every cell with every seed, and write the whole folder."""
     path = render.find_input(data)
-    table = Data(path, targets, task, smiles_column)
+    if split not in SPLITS and not Path(split).is_file():
+        raise click.BadParameter(f"{split!r} is none of {', '.join(SPLITS)}, nor a splits.csv that exists", param_hint="--split")
+    if training["freeze"] and {"lr_encoder", "augment"} & given:
+        raise click.BadParameter("the encoder stays as it is: leave out --lr-encoder and --augment", param_hint="--freeze")
+    split = "column" if split_column else split
+    table = Data(path, targets, task, smiles_column, split_column or ("split" if split == "column" else None))
     out = out or Path("runs") / re.sub(r"(\.(csv|tsv))?(\.gz)?$", "", Path(path).name)
-    if (out / "metrics.json").exists() and not overwrite:
-        raise click.ClickException(f"{out}: holds a finished run; give another folder with -o, or --overwrite it")
-    render.check_output(out / "model.pt")
-    config = {"data": Path(path).name, "init": init or default_init(), "split": split, "seeds": seeds, "task": table.task,
-              "targets": table.targets, "max_atoms": max_atoms, "rdkit": rdBase.rdkitVersion, "torch": str(torch.__version__), **training}
-    device = pretrain.pick_device(device)
-    dtype, reason = pretrain.pick_precision(precision, device)
-    dtype = None if dtype is torch.float16 else dtype
-    pretrain.load_encoder(config["init"])                    # a wrong --init shows before the drawing
-    pictures = draw_rows(table, workers, max_atoms)
+    if (out / "metrics.json").exists():
+        raise click.ClickException(f"{out}: holds a finished run; give another folder with -o, or delete it")
+    if not world.rank:
+        render.check_output(out / "model.pt")
+    init = init or default_init()
+    pretrain.load_encoder(init)                              # a wrong --init shows before the drawing
+    dtype, reason = pretrain.pick_precision("auto", device)
+    cells = [{"lr_encoder": a, "lr_head": b, "augment": c} for a in lr_encoder for b in lr_head for c in (["none"] if training["freeze"] else augment)]
+    config = {"data": Path(path).name, "data_sha256": render.input_facts(path, smiles_column)["sha256"], "init": init, "split": split, "seeds": seeds,
+              "rates": lr_head, "task": table.task, "targets": table.targets, "max_atoms": render.MAX_ATOMS, "rdkit": rdBase.rdkitVersion, "torch": str(torch.__version__), **training}
+    pictures = draw_rows(table, world, training["r_groups"])
     usable = [row for row in range(len(table)) if row in pictures and not table.problems[row]]
     if len(usable) < 10:
         raise click.ClickException(f"{path}: {len(usable)} molecules with labels; at least 10 are needed for three parts")
-    click.echo(f"{path}: {len(usable)} molecules, {len(table.targets)} target{'s' * (len(table.targets) > 1)} "
-               f"({', '.join(table.targets[:6])}), {table.task}; encoder from {config['init']}; "
-               f"{device.type} in {str(dtype or 'fp32').removeprefix('torch.')} ({reason})")
-    runs = []
-    for seed in seeds:
-        parts = make_split(table, usable, split, seed)
-        runs.append(one_seed(out / f"seed-{seed}", table, pictures, parts, seed, config, device, dtype))
-        print_scores(runs[-1]["test"])
-    best = aggregate(out, runs, config)
-    click.echo(f"\n{out}: test values of epoch {best['best_epoch']}, the best on validation" +
-               (f" (seed {best['seed']}; means over {len(seeds)} seeds in metrics.json)" if len(seeds) > 1 else ""))
+    if not world.rank:
+        click.echo(f"{path}: {len(usable)} molecules, {len(table.targets)} target{'s' * (len(table.targets) > 1)} "
+                   f"({', '.join(table.targets[:6])}), {table.task}; {'frozen ' * training['freeze']}encoder from {init}; "
+                   f"{device.type} in {str(dtype or 'fp32').removeprefix('torch.')} ({reason})")
+    job = Job(table, pictures, usable, config, device, dtype, world)
+    for cell in cells:
+        for seed in seeds:
+            job.seed(cell_folder(out, cell, len(cells) == 1) / f"seed-{seed}", seed, cell)
+        if len(cells) > 1 and not world.rank:
+            choose(out, cells[:cells.index(cell) + 1], seeds)
+    if not world.rank:
+        cell = finish_grid(out, cells, seeds) if len(cells) > 1 else cells[0]
+        scores = aggregate(out, table, seeds, config | cell, pictures)
+        print_table(scores, len(seeds))
+        click.echo(f"\n{out}: test values of the epochs that are best on validation; see report.png there")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import signal
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import click
@@ -94,6 +94,17 @@ class World:
         if self.size > 1:
             dist.all_reduce(values)
         return values / self.size
+
+
+@contextmanager
+def one_voice():
+    """Let the first process alone tell of a user's mistake, which all of them find."""
+    try:
+        yield
+    except click.ClickException:
+        if int(os.environ.get("RANK", 0)):
+            time.sleep(30)                                 # torchrun ends the others when one has left
+        raise
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -476,14 +487,10 @@ SEED = click.IntRange(0, 2**32 - 1)
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint under -o, if there is one.")
 def main(device, **options):
     """Train an image encoder on drawings of unlabelled molecules."""
-    try:
+    with one_voice():
         device = pick_device(device)
         world = World(device)
         run = prepare(world, device, **options)
-    except click.ClickException:                           # every process finds the same mistake; the first says so
-        if int(os.environ.get("RANK", 0)):
-            time.sleep(30)                                 # torchrun ends the others when one has left
-        raise
     train(world, device, *run)
 
 
@@ -526,9 +533,9 @@ def train(world, device, config, out, resume, dtype, pictures, order, held, enco
     if device.type == "cuda" and encoder.arch["tokens"] == "all":
         encoder.visual.compile()                           # in place: the names in the checkpoint stay
     eye = Eye(encoder, device, dtype, config["augment"], config["micro_batch"] or fitting_batch(encoder.arch, device, dtype))
-    rates, fused = (config["lr"], 0.01), device.type == "cuda"
-    optimizers = [torch.optim.Adam(encoder.parameters(), rates[0], weight_decay=0.1, fused=fused, **ADAM),
-                  torch.optim.Adam(heads.parameters(), rates[1], betas=ADAM["betas"], fused=fused)]
+    rates = config["lr"], 0.01
+    optimizers = [torch.optim.Adam(encoder.parameters(), rates[0], weight_decay=0.1, fused=True, **ADAM),
+                  torch.optim.Adam(heads.parameters(), rates[1], betas=ADAM["betas"], fused=True)]
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     last = config["epochs"] * (len(order) // batch)
     last = min(last, config["steps"] or last)

@@ -68,7 +68,7 @@ def road(tmp_path_factory):
             "render": "python render.py molecules.smi",
             "cluster": "python cluster.py molecules.smi --k 4 --k 12",
             "pretrain": "torchrun --nproc_per_node=4 pretrain.py --init scratch:nano --batch 32 --steps 3 --log-every 1 --precision fp32",
-            "finetune": "python finetune.py --data solubility.csv --epochs 3 --lr-encoder 1e-4 --precision fp32",
+            "finetune": "python finetune.py --data solubility.csv --epochs 3 --lr-encoder 1e-4",
             "export": "python export.py runs/solubility",
             "predict": "python predict.py model.onnx new_molecules.txt"}.items():
         desk.said[name] = desk.run(command, OMP_NUM_THREADS="1")

@@ -36,3 +36,11 @@ def test_imports_never_point_back():
         assert found & set(STATIONS) <= allowed[station]
         if station == "predict":
             assert not found & {"torch", "clip", "sklearn", "scipy", "onnx"}
+
+
+def test_what_has_no_command_has_one_owner():
+    """render owns molecules, pretrain owns encoder, finetune owns table and report; all others ask the owner."""
+    owners = {"molecules": {"render"}, "encoder": {"pretrain"}, "report": {"finetune"}, "table": {"finetune", "report"}}
+    for path in ROOT.glob("*.py"):
+        found = set(re.findall(r"^\s*(?:import|from) (\w+)", path.read_text(), re.M))
+        assert all(path.stem in owners[name] for name in found & set(owners)), path.name
