@@ -51,7 +51,8 @@ def main():
     dtype, rows = pretrain.pick_precision("auto", torch.device("cpu"))[0], []
     for name in ("esol", "dhbd"):
         data = finetune.Data(str(ROOT / "data" / f"{name}.csv"))
-        train = finetune.make_split(data, range(len(data)), "random", 1)["train"]
+        count = len(data)
+        train = finetune.make_split(data, range(count), "random", 1)["train"]
         some = sorted(train[:SOME])
         data.molecules = [data.molecules[i] for i in some]
         began = time.perf_counter()
@@ -64,9 +65,9 @@ def main():
                 model.encoder.arch["tokens"] = tokens
             for tokens, model in models.items():
                 step, look = float(np.median(steps(model, pictures, some, labels, "default", dtype))), looks(model, pictures, some[:128])
-                rows.append({"set": name, "molecules": len(data), "encoder": f"ViT {size}, patch 16", "tokens": tokens, "seconds an epoch": step * epoch,
-                             "frozen: seconds to embed all": look * len(data), "frozen: seconds an epoch": head_epoch(len(data), train),
-                             "drawing all once, seconds": drawing * len(data)})
+                rows.append({"set": name, "molecules": count, "encoder": f"ViT {size}, patch 16", "tokens": tokens, "seconds an epoch": step * epoch,
+                             "frozen: seconds to embed all": look * count, "frozen: seconds an epoch": head_epoch(count, train),
+                             "drawing all once, seconds": drawing * count})
     record("finetune", rows, ("torch", "openai-clip", "rdkit"))
 
 
