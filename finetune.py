@@ -20,17 +20,16 @@ import click
 import numpy as np
 import torch
 from click.core import ParameterSource
-from rdkit import Chem, rdBase
-from rdkit.Chem import rdFingerprintGenerator
-from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+from rdkit import rdBase
 from tqdm import tqdm
 
 import pretrain
 import render
 from report import aggregate, best_epoch, finished, load_facts, over_seeds, plot_report, print_table, save_predictions, save_scores, score_all
-from table import SPLITS, Data, check_targets, label_scaling, make_split, positive_weights
+from table import SPLITS, Data, check_targets, fingerprints, forest, label_scaling, make_split, positive_weights
 
 DECAY = 1e-5                # weight decay of encoder and head in finetuning (MoleCLIP)
+SAVE_EVERY = 60             # seconds between two savings of a run's progress, at the end of an epoch
 CHUNK = 512                 # pictures that are unpacked at once to predict
 
 
@@ -145,35 +144,53 @@ class Numbers:
 # Training
 
 
-def fit(source, labels, split, loss, optimizers, epochs, batch, seed, name, patience=None, scaler=None):
+def fit(source, labels, split, loss, optimizers, epochs, batch, seed, name, patience=None, scaler=None, progress=None):
     """Train on split["train"], leave the weights of the epoch with the lowest validation loss, and return the history.
 
-    source: Pictures or Numbers; labels: float64 (rows, targets), scaled. History: one dict an epoch. The test part is
-    never looked at here.
+    source: Pictures or Numbers; labels: float64 (rows, targets), scaled; progress: file to go on from, written every so often.
+    History: one dict an epoch. The test part is never looked at here.
     """
-    order, random = np.array(split["train"]), np.random.default_rng([seed, 1])
-    scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
+    order, scaler = np.array(split["train"]), scaler or torch.amp.GradScaler("cpu", enabled=False)
     known = torch.from_numpy(labels).float().to(source.device)
-    best, history = (math.inf, None, 0), []
-    bar = tqdm(total=epochs * -(-len(order) // batch), desc=name, unit=" steps", disable=True if source.world.rank else None, leave=False)
-    for epoch in range(1, epochs + 1):
-        losses, began = [], time.time()
+    history, best = load_progress(progress, source.model, optimizers, scaler)
+    steps, saved = -(-len(order) // batch), time.time()
+    bar = tqdm(total=epochs * steps, initial=len(history) * steps, desc=name, unit=" steps", disable=True if source.world.rank else None, leave=False)
+    for epoch in range(len(history) + 1, epochs + 1):
+        losses, began, random = [], time.time(), np.random.default_rng([seed, epoch])
         for rows in np.split(random.permutation(order), range(batch, len(order), batch)):
             numbers = random.random((len(rows), pretrain.RANDOM))
             losses.append(take_step(source, rows, numbers, known[rows], loss, optimizers, scaler) * len(rows))
             bar.update()
         val = loss.mean(source.outputs(split["val"]), known[split["val"]]).item()
         history.append({"epoch": epoch, "train_loss": sum(losses) / len(order), "val_loss": val, "seconds": round(time.time() - began, 3)})
-        if val <= best[0]:                                   # ties take the later epoch, as in the paper
-            best = val, {k: v.detach().clone() for k, v in source.model.state_dict().items()}, epoch
-        bar.set_postfix_str(f"val {val:.3f}, best {best[0]:.3f} at epoch {best[2]}")
-        if patience and epoch - best[2] >= patience:
+        kept = best_epoch(history)
+        if kept["epoch"] == epoch:
+            best = {k: v.detach().clone() for k, v in source.model.state_dict().items()}
+        bar.set_postfix_str(f"val {val:.3f}, best {kept['val_loss']:.3f} at epoch {kept['epoch']}")
+        if patience and epoch - kept["epoch"] >= patience:
             break
+        if progress and not source.world.rank and time.time() - saved > SAVE_EVERY:
+            pretrain.save_checkpoint(progress, history=history, best=best, model=source.model.state_dict(), scaler=scaler.state_dict(),
+                                     optimizers=[optimizer.state_dict() for optimizer in optimizers])
+            saved = time.time()
     bar.close()
-    if best[1] is None:
+    if not math.isfinite(best_epoch(history)["val_loss"]):
         raise click.ClickException("the validation loss was never a finite number; lower --lr-encoder and --lr-head")
-    source.model.load_state_dict(best[1])
+    source.model.load_state_dict(best)
     return history
+
+
+def load_progress(path, model, optimizers, scaler):
+    """Restore training as `fit` left it and return (history, best weights); ([], None) if there is nothing to go on from."""
+    if not path or not path.exists():
+        return [], None
+    found = pretrain.load_checkpoint(path)
+    model.load_state_dict(found["model"])
+    scaler.load_state_dict(found["scaler"])
+    for optimizer, state in zip(optimizers, found["optimizers"]):
+        optimizer.load_state_dict(state)
+    click.echo(f"going on after epoch {len(found['history'])} of {path}")
+    return found["history"], found["best"]
 
 
 def take_step(source, rows, random, labels, loss, optimizers, scaler):
@@ -260,12 +277,6 @@ def predict_rows(model, pictures, rows, task, batch, device, world=Alone()):
 # Baselines on the same split
 
 
-def fingerprints(smiles):
-    """Return ECFP4, 2048-bit Morgan fingerprints of radius 2, float32 (n, 2048)."""
-    generator = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=2048)
-    return np.stack([generator.GetFingerprintAsNumPy(Chem.MolFromSmiles(s)) for s in smiles]).astype(np.float32)
-
-
 def baselines(data, labels, center, spread, split, loss, rates, **run):
     """Return {name: predictions of split["test"], float32 (n, targets)} of ECFP + MLP, ECFP + random forest and the mean.
 
@@ -287,18 +298,6 @@ def baselines(data, labels, center, spread, split, loss, rates, **run):
     known = data.labels[split["train"]]
     mean = np.array([np.nanmean(column) if (~np.isnan(column)).any() else 0.0 for column in known.T])
     return {"ECFP + MLP": mlp_values, "ECFP + random forest": np.stack(forests, 1), "mean of training": np.tile(mean, (len(split["test"]), 1))}
-
-
-def forest(bits, labels, split, task, seed, weight):
-    """Return a random forest's predictions of one target for the test part."""
-    rows = [i for i in split["train"] if not np.isnan(labels[i])]
-    if not rows or (task == "classification" and len(set(labels[rows])) < 2):
-        return np.full(len(split["test"]), labels[rows[0]] if rows else 0.0)
-    options = {"random_state": seed, "n_jobs": -1}
-    model = RandomForestClassifier(300, class_weight={0: 1.0, 1: weight}, **options) if task == "classification" else RandomForestRegressor(300, **options)
-    model.fit(bits[rows], labels[rows])
-    test = bits[split["test"]]
-    return model.predict_proba(test)[:, list(model.classes_).index(1)] if task == "classification" else model.predict(test)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -380,7 +379,7 @@ class Job:
             self.embedded[key] = table
         return self.embedded[key]
 
-    def train(self, seed, cell, split, labels, center, spread, loss):
+    def train(self, folder, seed, cell, split, labels, center, spread, loss):
         """Return (model, history, predictions {row: (targets,)}) of one seed and one choice of rates and augmentation."""
         data, config = self.data, self.config
         torch.manual_seed(seed)
@@ -393,7 +392,8 @@ class Job:
             with torch.no_grad():
                 values = model.to_unit(model.head(embeddings[rows]), data.task).numpy()
         else:
-            history = train_whole(model, self.pictures, labels, split, loss, cell, self.device, self.dtype, self.world, not self.announced, **run)
+            history = train_whole(model, self.pictures, labels, split, loss, cell, self.device, self.dtype, self.world, not self.announced,
+                                  progress=folder / "progress.pt", **run)
             values = predict_rows(model, self.pictures, rows, data.task, min(64, config["batch"]), self.device, self.world)
         self.announced = True
         return model, history, dict(zip(rows, values))
@@ -403,13 +403,15 @@ class Job:
         config = self.config | cell | {"seed": seed}
         if finished(folder, config):
             return
+        if not self.world.rank:
+            render.save_json(folder / "config.json", config)
         data, world = self.data, self.world
         split = make_split(data, self.usable, config["split"], seed, warn=not world.rank)
         check_targets(data, split, warn=not world.rank)
         center, spread = label_scaling(data.labels[split["train"]], data.task if not config["raw_labels"] else None)
         labels = (data.labels - center) / spread
         loss = Loss(data.task, positive_weights(data.labels[split["train"]], config["pos_weight"]) if config["pos_weight"] else None)
-        model, history, predicted = self.train(seed, cell, split, labels, center, spread, loss)
+        model, history, predicted = self.train(folder, seed, cell, split, labels, center, spread, loss)
         if not world.rank:
             if seed not in self.compared:
                 self.compared[seed] = baselines(data, labels, center, spread, split, loss, config["rates"], epochs=config["epochs"], batch=64, seed=seed,
@@ -426,7 +428,6 @@ class Job:
         metrics = {"seed": config["seed"], "best_epoch": best["epoch"], "val_loss": best["val_loss"], "test": table,
                    "sizes": {part: len(rows) for part, rows in split.items()}, "rejected": sum(map(bool, data.problems))}
         save_model(folder / "model.pt", model, data, config, {"test": table["this model"], "best_epoch": best["epoch"]})
-        render.save_json(folder / "config.json", config)
         render.save_table(folder / "splits.csv", ["row", "split"], sorted((row, part) for part, rows in split.items() for row in rows))
         render.save_table(folder / "history.csv", list(history[0]), [list(h.values()) for h in history])
         run = {"seed": config["seed"], "split": split, "predicted": predicted, "history": history}
@@ -434,7 +435,8 @@ class Job:
         summary = over_seeds([metrics])
         save_scores(folder / "scores.csv", summary)
         plot_report(folder / "report.png", data, [run], summary, self.pictures)
-        render.save_json(folder / "metrics.json", metrics)                               # the last: its presence says that all are there
+        render.save_json(folder / "metrics.json", metrics)                               # its presence says that all are there
+        (folder / "progress.pt").unlink(missing_ok=True)
         click.echo(f"seed {config['seed']}: epoch {best['epoch']} of {len(history)} is best on validation (loss {best['val_loss']:.4g}); {folder}/report.png")
 
 

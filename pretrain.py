@@ -378,9 +378,13 @@ def plot_curves(path, log):
         return
     names = [name for name in training[0] if name == "contrastive" or (name[0] == "k" and name[1:].isdigit())]
     figure, axes = plt.subplots(1, len(names) + 1, figsize=(3.4 * (len(names) + 1), 3), layout="constrained")
+    width = max(1, len(training) // 12)
     for axis, name in zip(axes, names):
-        axis.plot([e["step"] for e in training], [e[name] for e in training], label="training")
-        axis.plot([e["step"] for e in held], [e[f"held_out_{name}"] for e in held], "o-", label="held out")
+        values = np.array([e[name] for e in training])
+        axis.plot([e["step"] for e in training], values, color="C0", alpha=0.3, lw=0.8)
+        smooth = [values[max(0, i - width + 1):i + 1].mean() for i in range(len(values))]
+        axis.plot([e["step"] for e in training], smooth, color="C0", label=f"training, mean of {width}" if width > 1 else "training")
+        axis.plot([e["step"] for e in held], [e[f"held_out_{name}"] for e in held], "o-", color="C1", label="held out")
         axis.set(title=f"{name} loss", xlabel="step")
     axes[-1].plot([e["step"] for e in held], [100 * e["held_out_retrieval"] for e in held], "o-", color="C1")
     axes[-1].set(title="held-out view-to-view top-1, %", xlabel="step", ylim=(0, 100))

@@ -146,15 +146,14 @@ def save_predictions(path, data, runs, best=0):
 
 
 def finished(folder, config):
-    """Tell whether a seed's folder is complete. Raises click.ClickException if it is, but of other settings."""
-    if not (folder / "metrics.json").exists():
-        return False
-    there, wanted = load_facts(folder / "config.json"), json.loads(json.dumps(config))
-    other = [key for key in wanted if there.get(key) != wanted[key]]
+    """Tell whether a seed's folder is complete. Raises click.ClickException if it was begun with other settings."""
+    there = load_facts(folder / "config.json") if (folder / "config.json").exists() else None
+    wanted = json.loads(json.dumps(config))
+    other = [key for key in wanted if there is not None and there.get(key) != wanted[key]]
     if other:
         raise click.ClickException(f"{folder}: part of an unfinished run with another {other[0]} ({there.get(other[0])}, now {wanted[other[0]]}); "
                                    "delete the run's folder, or give another one with -o")
-    return True
+    return (folder / "metrics.json").exists()
 
 
 def load_facts(path):
@@ -255,7 +254,7 @@ def draw_curves(axis, runs):
 
 def best_epoch(history):
     """Return the epoch of lowest validation loss; ties take the later one, as in the paper."""
-    return min(reversed(history), key=lambda h: h["val_loss"])
+    return min(reversed(history), key=lambda h: (not math.isfinite(h["val_loss"]), h["val_loss"]))
 
 
 def draw_errors(axis, data, tested):

@@ -8,7 +8,9 @@ from pathlib import Path
 import click
 import numpy as np
 from rdkit import Chem
+from rdkit.Chem import rdFingerprintGenerator
 from rdkit.Chem.Scaffolds import MurckoScaffold
+from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
 import render
 
@@ -260,3 +262,25 @@ def positive_weights(labels, wanted):
         return np.full(labels.shape[1], wanted)
     positives, negatives = (labels == 1).sum(0), (labels == 0).sum(0)
     return np.where((positives > 0) & (negatives > 0), negatives / np.maximum(positives, 1), 1.0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Fingerprints
+
+
+def fingerprints(smiles):
+    """Return ECFP4, 2048-bit Morgan fingerprints of radius 2, float32 (n, 2048)."""
+    generator = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=2048)
+    return np.stack([generator.GetFingerprintAsNumPy(Chem.MolFromSmiles(s)) for s in smiles]).astype(np.float32)
+
+
+def forest(bits, labels, split, task, seed, weight):
+    """Return a random forest's predictions of one target for the test part."""
+    rows = [i for i in split["train"] if not np.isnan(labels[i])]
+    if not rows or (task == "classification" and len(set(labels[rows])) < 2):
+        return np.full(len(split["test"]), labels[rows[0]] if rows else 0.0)
+    options = {"random_state": seed, "n_jobs": -1}
+    model = RandomForestClassifier(300, class_weight={0: 1.0, 1: weight}, **options) if task == "classification" else RandomForestRegressor(300, **options)
+    model.fit(bits[rows], labels[rows])
+    test = bits[split["test"]]
+    return model.predict_proba(test)[:, list(model.classes_).index(1)] if task == "classification" else model.predict(test)

@@ -6,7 +6,8 @@ import click
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Desk, first_lines, mistake
+from click.testing import CliRunner
+from conftest import ROOT, Desk, first_lines, invoke, mistake
 from sklearn import metrics as skm
 
 import finetune
@@ -214,6 +215,27 @@ def test_an_interrupted_run_goes_on(toy):
     facts = [json.loads(text) for text in (before["metrics.json"], (out / "metrics.json").read_bytes())]
     assert facts[0] == facts[1] and (out / "seed-1" / "model.pt").stat().st_mtime_ns == untouched
     assert {name: (out / name).read_bytes() for name in before} == before
+
+
+def test_a_seed_goes_on_after_its_last_epoch(toy, monkeypatch):
+    monkeypatch.setattr(finetune, "SAVE_EVERY", -1)
+    words = ["--data", toy / "toy.csv", "--init", toy / "encoder.pt", "--epochs", 3, "--batch", 32, "-o"]
+    real, taken = finetune.take_step, []
+
+    def power_cut(source, *rest):
+        taken.append(isinstance(source, finetune.Pictures))
+        if sum(taken) == 4:
+            raise KeyboardInterrupt
+        return real(source, *rest)
+
+    monkeypatch.setattr(finetune, "take_step", power_cut)
+    assert CliRunner().invoke(finetune.main, [str(word) for word in [*words, toy / "cut"]]).exit_code and (toy / "cut" / "seed-1" / "progress.pt").exists()
+    monkeypatch.setattr(finetune, "take_step", real)
+    assert "going on after epoch 1" in invoke(finetune.main, *words, toy / "cut")
+    invoke(finetune.main, *words, toy / "whole")
+    assert not (toy / "cut" / "seed-1" / "progress.pt").exists()
+    for name in ("predictions.csv", "scores.csv"):
+        assert (toy / "cut" / name).read_bytes() == (toy / "whole" / name).read_bytes()
 
 
 def test_two_processes_learn_what_one_does(toy):
