@@ -12,7 +12,7 @@ import warnings
 from functools import cache
 
 import numpy as np
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageOps
 from rdkit import DataStructs
 from rdkit.Chem import rdFingerprintGenerator
 
@@ -21,6 +21,8 @@ import render
 BITS, RADIUS = 2048, 2      # of the Morgan fingerprints (ECFP4), as in finetune.py's baselines
 MARGIN = 10                 # pixels that RDKit leaves on the longer sides of a drawing (median of 120 molecules; 8 to 11)
 LINE = 2.0                  # pixels: RDKit's line width in the plain drawing
+WORKED = 700                # pixels: a picture of twice this and more is made smaller before anything else
+LETTER = 0.15               # of the drawing's longer side: connected ink that is smaller may be a letter
 MAX_PIXELS = 50_000_000     # of a picture: 150 MB when decoded; more is a mistake or an attack
 INK = 40                    # of 255: what is this much darker than the paper, in any colour, is ink and not its noise
 KINDS = (".png", ".jpg", ".jpeg")
@@ -64,25 +66,80 @@ def nearest(molecule, sketch):
 def fit(path):
     """Return the picture of a molecule in a file as `render.draw` would draw it, palette indices, uint8 (224, 224). Raises Rejected."""
     ink = to_black_on_white(read_picture(path))
+    step = max(ink.shape[:2]) // WORKED                      # of a huge picture, each square of pixels becomes its darkest
+    if step > 1:
+        height, width = (side // step * step for side in ink.shape[:2])
+        ink = ink[:height, :width].reshape(height // step, step, width // step, step, 3).min((1, 3))
     dark = (ink < 255 - INK).any(2)
     if not dark.any():
         raise render.Rejected("nothing is drawn on it")
     rows, columns = np.flatnonzero(dark.any(1)), np.flatnonzero(dark.any(0))
-    box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
-    room = render.SIZE - 2 * MARGIN
-    scale = room / max(box[2] - box[0], box[3] - box[1])
-    image = Image.fromarray(ink).crop(box)
-    # A large drawing's lines would fade when it shrinks: they are made as wide as the plain drawing's first.
-    missing = (LINE / scale - line_width(dark[box[1]:box[3], box[0]:box[2]])) / 2
-    if scale < 1 and missing >= 0.5:
-        reach = min(round(missing), 25)
-        image = ImageOps.expand(image, reach, "white").filter(ImageFilter.MinFilter(2 * reach + 1))
-        scale = room / max(image.size)
-    size = [max(1, round(side * scale)) for side in image.size]
+    inside = np.s_[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+    ink, room = thicken(ink[inside], dark[inside]), render.SIZE - 2 * MARGIN
+    scale = room / max(ink.shape[:2])
+    image = Image.fromarray(ink)
+    if abs(scale - 1) > 0.02:                                # a drawing of this very size stays as sharp as it is
+        image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
     sheet = Image.new("RGB", (render.SIZE, render.SIZE), "white")
-    sheet.paste(image.resize(size, Image.Resampling.LANCZOS), [(render.SIZE - side) // 2 for side in size])
+    sheet.paste(image, [(render.SIZE - side) // 2 for side in image.size])
     red, green, blue = np.moveaxis(np.asarray(sheet).astype(np.uint32), 2, 0)
     return render.to_index(red << 16 | green << 8 | blue)
+
+
+def thicken(ink, dark):
+    """Return a trimmed picture, uint8 (height, width, 3), with lines that are still as wide as the plain drawing's once it has shrunk.
+
+    dark: bool (height, width), its ink. Letters keep their strokes, which RDKit draws finer: they are what is small and no line.
+    """
+    longest, width = max(dark.shape), line_width(dark)
+    reach = round((LINE * longest / (render.SIZE - 2 * MARGIN) - width) / 2)
+    if longest <= render.SIZE or reach < 1:
+        return ink
+    ink, dark = np.pad(ink, ((reach, reach), (reach, reach), (0, 0)), constant_values=255), np.pad(dark, reach)
+    lines = np.where(letters(dark, width)[..., None], np.uint8(255), ink)
+    for turn in range(reach):
+        rows = np.minimum(lines, np.minimum(np.roll(lines, 1, 0), np.roll(lines, -1, 0)))
+        beside = lines if turn % 2 else rows                 # a cross and a square in turn make an octagon, near enough a pen
+        lines = np.minimum(rows, np.minimum(np.roll(beside, 1, 1), np.roll(beside, -1, 1)))
+    return np.minimum(ink, lines)
+
+
+def letters(dark, width):
+    """Return which pixels of bool (height, width) belong to letters: connected ink that is small, and longer than a line across it."""
+    runs, label = components(dark)
+    row, begin, end = runs.T
+    count = label.max() + 1
+    low, high = np.full((2, count), max(dark.shape)), np.zeros((2, count), int)
+    for axis, (first, last) in enumerate(((row, row + 1), (begin, end))):
+        np.minimum.at(low[axis], label, first)
+        np.maximum.at(high[axis], label, last)
+    side, area = (high - low).max(0), np.bincount(label, end - begin)
+    letter = (side < LETTER * max(dark.shape)) & (area > 1.7 * width * side)
+    found = np.zeros(dark.shape, bool)
+    found[dark] = np.repeat(letter[label], end - begin)
+    return found
+
+
+def components(dark):
+    """Return (runs, label): each horizontal run of ink in bool (height, width) as (row, begin, end), and the connected part it belongs to."""
+    wide = dark.shape[1] + 2
+    edges = np.flatnonzero(np.diff(np.pad(dark, ((0, 0), (1, 1))).ravel().astype(np.int8)))     # begin and end of each run in turn
+    begin, end = edges[::2] + 1, edges[1::2] + 1
+    first, last = np.searchsorted(end, begin + wide), np.searchsorted(begin, end + wide, "right")      # runs of the next row that it touches
+    touched = np.maximum(last - first, 0)
+    above = np.repeat(np.arange(len(begin)), touched)
+    below = np.arange(touched.sum()) - np.repeat(np.cumsum(touched) - touched, touched) + np.repeat(first, touched)
+    label = np.arange(len(begin))
+    while True:
+        lowest, before = np.minimum(label[above], label[below]), label.copy()
+        for ends in (label[above], label[below]):
+            np.minimum.at(label, ends, lowest)
+        np.minimum.at(label, above, lowest)
+        np.minimum.at(label, below, lowest)
+        label = label[label]
+        if (label == before).all():
+            break
+    return np.stack([begin // wide, begin % wide - 1, end - begin // wide * wide - 1], 1), np.unique(label, return_inverse=True)[1]
 
 
 def read_picture(path):
@@ -128,19 +185,16 @@ def to_black_on_white(pixels):
 
 
 def line_width(dark):
-    """Return the typical width of the lines in bool (height, width), in pixels: half of the ink lies in lines narrower than that."""
-    across, down = run_lengths(dark), run_lengths(dark.T).T
-    return float(np.median(np.minimum(across, down)[dark]))
+    """Return the typical width of the lines in bool (height, width), in pixels: half of the ink lies in runs shorter than that."""
+    return float(np.median(np.minimum(run_lengths(dark), run_lengths(dark.T).T)[dark]))
 
 
 def run_lengths(dark):
     """Return for each pixel of bool (height, width) the length of the horizontal run of ink it lies in, int (height, width)."""
-    flat = np.pad(dark, ((0, 0), (1, 1))).ravel()
-    edges = np.flatnonzero(np.diff(flat.astype(np.int8)))    # begin and end of each run in turn
-    begins, ends = edges[::2] + 1, edges[1::2] + 1
-    lengths = np.zeros(flat.size, np.int64)
-    lengths[flat] = np.repeat(ends - begins, ends - begins)
-    return lengths.reshape(dark.shape[0], -1)[:, 1:-1]
+    edges = np.flatnonzero(np.diff(np.pad(dark, ((0, 0), (1, 1))).ravel().astype(np.int8)))
+    lengths, each = np.zeros(dark.shape, int), edges[1::2] - edges[::2]
+    lengths[dark] = np.repeat(each, each)
+    return lengths
 
 
 # ---------------------------------------------------------------------------------------------------------------------
