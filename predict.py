@@ -34,7 +34,8 @@ import pictures
 import render
 
 FORMAT = 1              # newest metadata format that this script understands
-WINDOW = 8              # batches that are sorted by ink and written together; what an interruption costs at most
+WINDOW = 256            # consecutive rows that are sorted by ink and written together; what an interruption costs at most
+BATCH = {"CPU": 8, "CUDA": 64}      # pictures in one call: a small batch stays in a CPU's cache, and its pictures have like ink
 BLOCK = render.SHARD    # consecutive rows that belong to one part of --part, as in render.py
 OWN = ("row", "smiles", "name", "nearest_training", "error")
 
@@ -366,7 +367,7 @@ def predict_all(model, source, output, kept, views, batch, part, workers, option
 
     Windows end where blocks do, so that the same rows are predicted together whatever the part and wherever a run went on.
     """
-    (index, parts), size = part, WINDOW * batch
+    (index, parts), size = part, WINDOW if batch <= WINDOW // 4 else BLOCK
     mine = lambda row: row // BLOCK % parts == index - 1
     total = source.rows and sum(min(BLOCK, source.rows - first) for first in range(0, source.rows, BLOCK) if mine(first))
     wanted = itertools.islice((molecule for molecule in source if mine(molecule.row)), output.rows, None)
@@ -412,7 +413,7 @@ def tailed(path, index, parts):
 @click.option("--html", default=None, type=click.Path(path_type=Path), help="Write a page with the molecules drawn, to sort and filter.")
 @click.option("--resume", is_flag=True, help="Go on where an interrupted run with the same arguments ended.")
 @click.option("--part", default=None, callback=render.parse_part, help="I/N: predict every N-th block of 1024 rows from the I-th, for a job array.")
-@click.option("--batch", default=32, show_default=True, type=click.IntRange(1), help="Pictures in one call of the model.")
+@click.option("--batch", default=None, type=click.IntRange(1), help="Pictures in one call of the model.  [default: 8 on a CPU, 64 on a GPU]")
 @click.option("--provider", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]), help="Where the model runs.")
 @click.option("--workers", default=None, type=click.IntRange(1), help="Drawing processes.  [default: one a core]")
 @click.option("--smiles-column", help="Column of a .csv or .tsv that holds the SMILES.  [default: found by name]")
@@ -428,6 +429,7 @@ def main(model, source, out, keep_columns, views, embeddings, html, resume, part
         raise click.ClickException(f"{model}: an encoder without a head predicts nothing; give --embeddings FILE.npy")
     if source == "-" and (resume or parts > 1):
         raise click.UsageError("--resume and --part need a file: standard input can't be read twice")
+    batch = batch or BATCH.get(loaded.device, 64)
     given, columns = Source(source, smiles_column), loaded.columns(views)
     if given.kind == "pictures" and views > 1:
         raise click.ClickException(f"{source}: --views needs SMILES, of which other drawings can be made")
