@@ -215,8 +215,8 @@ def sketch_of(tables):
 # Writing and checking
 
 
-def to_onnx(deployed, path, facts, precision="fp32", sketch=None):
-    """Export with a dynamic batch into one file. A batch of 1 as example would be burnt into the graph, hence 2."""
+def graph_of(deployed, precision):
+    """Return the ONNX model, with a dynamic batch: a batch of 1 as the example would be burnt into the graph, hence 2."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     example = torch.randint(0, 256, (2, render.SIZE, render.SIZE, 3), dtype=torch.uint8)
     with warnings.catch_warnings():
@@ -224,10 +224,12 @@ def to_onnx(deployed, path, facts, precision="fp32", sketch=None):
         program = torch.onnx.export(in_half(deployed) if precision == "fp16" else deployed, (example,), dynamo=True, external_data=False,
                                     opset_version=OPSET, verbose=False, input_names=["images"], output_names=deployed.names,
                                     dynamic_shapes={"images": {0: torch.export.Dim("batch")}})
-    model = quantised(program.model_proto) if precision == "int8" else program.model_proto
-    model.metadata_props.add(key="moleclip", value=json.dumps(facts))
-    if sketch:
-        model.metadata_props.add(key="moleclip_sketch", value=sketch)
+    return quantised(program.model_proto) if precision == "int8" else program.model_proto
+
+
+def save_onnx(model, path, facts, sketch=None):
+    """Write an ONNX model with its metadata, and check the file."""
+    onnx.helper.set_model_props(model, {"moleclip": json.dumps(facts)} | ({"moleclip_sketch": sketch} if sketch else {}))
     onnx.save(model, path)
     onnx.checker.check_model(str(path), full_check=True)
 
@@ -306,7 +308,7 @@ def main(runs, out, precision, encoder_only, no_sketch, force):
     facts, found = metadata(deployed, checkpoints, precision) | {"sketch": sketch and sketch[0]}, {}
 
     def write(name):
-        to_onnx(deployed, name, facts, precision, sketch and sketch[1])
+        save_onnx(graph_of(deployed, precision), name, facts, sketch and sketch[1])
         found.update(compare(deployed, name, images))
         beyond = broken_bounds(found, precision)
         if beyond and not (force and precision != "fp32"):

@@ -74,15 +74,15 @@ def fit(path):
     if not dark.any():
         raise render.Rejected("nothing is drawn on it")
     rows, columns = np.flatnonzero(dark.any(1)), np.flatnonzero(dark.any(0))
-    inside = np.s_[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
-    ink, room = thicken(ink[inside], dark[inside]), render.SIZE - 2 * MARGIN
-    scale = room / max(ink.shape[:2])
-    image = Image.fromarray(ink)
-    if abs(scale - 1) > 0.02:                                # a drawing of this very size stays as sharp as it is
-        image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
-    sheet = Image.new("RGB", (render.SIZE, render.SIZE), "white")
-    sheet.paste(image, [(render.SIZE - side) // 2 for side in image.size])
-    red, green, blue = np.moveaxis(np.asarray(sheet).astype(np.uint32), 2, 0)
+    inside, room = np.s_[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1], render.SIZE - 2 * MARGIN
+    if dark.shape != (render.SIZE, render.SIZE) or abs(max(dark[inside].shape) - room) > 5:      # else it is a plain drawing already
+        ink = thicken(ink[inside], dark[inside])
+        scale = room / max(ink.shape[:2])
+        image = Image.fromarray(ink).resize([max(1, round(side * scale)) for side in ink.shape[1::-1]], Image.Resampling.LANCZOS)
+        sheet = Image.new("RGB", (render.SIZE, render.SIZE), "white")
+        sheet.paste(image, [(render.SIZE - side) // 2 for side in image.size])
+        ink = np.asarray(sheet)
+    red, green, blue = np.moveaxis(ink.astype(np.uint32), 2, 0)
     return render.to_index(red << 16 | green << 8 | blue)
 
 

@@ -177,6 +177,11 @@ class Source:
             self.files = sorted(f for f in self.folder.iterdir() if f.suffix.lower() in pictures.KINDS) if self.folder.is_dir() else [self.folder]
             if not self.files or not self.files[0].exists():
                 raise click.ClickException(f"{path}: " + ("holds no .png, .jpg or .jpeg" if self.folder.is_dir() else "no such file"))
+            if self.folder.is_file():                        # in a folder, what is no picture has an error in its line
+                try:
+                    pictures.read_picture(self.folder)
+                except render.Rejected as reason:
+                    raise click.ClickException(f"{path}: {reason}") from None
             names = "".join(f"{f.name} {f.stat().st_size}\n" for f in self.files)
             self.rows, self.sha256, self.header = len(self.files), hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest(), []
             return
@@ -258,11 +263,14 @@ class Output:
         if self.journal.exists():
             sizes = self.read_journal(resume)
         self.streams = {}
-        for kind, name in self.files.items():
-            name.parent.mkdir(parents=True, exist_ok=True)
-            self.streams[kind] = open(name, "r+b" if kind in sizes else "w+b")
-            self.streams[kind].truncate(sizes.get(kind, 0))
-            self.streams[kind].seek(0, os.SEEK_END)
+        try:
+            for kind, name in self.files.items():
+                name.parent.mkdir(parents=True, exist_ok=True)
+                self.streams[kind] = open(name, "r+b" if kind in sizes else "w+b")
+                self.streams[kind].truncate(sizes.get(kind, 0))
+                self.streams[kind].seek(0, os.SEEK_END)
+        except OSError as error:
+            raise click.ClickException(f"{name.with_suffix('')}: can't be written ({error.strerror})") from None
         if not sizes:
             self.write_lines([facts["columns"]])
             if embeddings:
@@ -329,7 +337,7 @@ class Output:
             self.finish()
         except BaseException as error:
             hint = f"; {self.rows} rows are kept in {self.files['csv']}, go on with --resume" if self.leave(resumable) else ""
-            known = {KeyboardInterrupt: "interrupted", OSError: f"{self.path}: can't be written ({one_line(error)})",
+            known = {KeyboardInterrupt: "interrupted", OSError: f"{self.path}: can't be written ({getattr(error, 'strerror', '') or one_line(error)})",
                      click.ClickException: getattr(error, "message", "")}
             message = next((words for kind, words in known.items() if isinstance(error, kind)), None)
             if "onnxruntime" in type(error).__module__:
