@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 import zlib
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import click
@@ -380,21 +380,20 @@ def predict_all(model, source, output, kept, views, batch, part, workers, option
     total = source.rows and sum(min(BLOCK, source.rows - first) for first in range(0, source.rows, BLOCK) if mine(first))
     wanted = itertools.islice((molecule for molecule in source if mine(molecule.row)), output.rows, None)
     prepared = render.parallel("pictures:prepare", wanted, workers, views=views, pictures=source.kind == "pictures", **options)
-    bar = tqdm(total=total, initial=output.rows, desc="predicting", unit=" molecules", disable=None)
     window_of = lambda pair: (pair[0].row // BLOCK, pair[0].row % BLOCK // size)
-    for _, window in itertools.groupby(render.ahead(prepared, 2 * size), window_of):
-        window, lines = list(window), []
-        results = predict_window(model, window, batch)
-        embeddings = np.full((len(window), model.width), np.nan, np.float32)
-        for i, ((molecule, _), result) in enumerate(zip(window, results)):
-            smiles = "" if source.kind == "pictures" else molecule.smiles
-            own = [molecule.row, smiles, molecule.name or molecule.fields.get("name", ""), *(molecule.fields.get(name, "") for name in kept)]
-            lines.append(own + cells(result, output.facts["columns"], len(own)))
-            if not isinstance(result, str):
-                embeddings[i] = result[1]
-        output.write(lines, sum(isinstance(result, str) for result in results), embeddings)
-        bar.update(len(window))
-    bar.close()
+    with closing(render.ahead(prepared, 2 * size)) as drawn, tqdm(total=total, initial=output.rows, desc="predicting", unit=" molecules", disable=None) as bar:
+        for _, window in itertools.groupby(drawn, window_of):
+            window, lines = list(window), []
+            results = predict_window(model, window, batch)
+            embeddings = np.full((len(window), model.width), np.nan, np.float32)
+            for i, ((molecule, _), result) in enumerate(zip(window, results)):
+                smiles = "" if source.kind == "pictures" else molecule.smiles
+                own = [molecule.row, smiles, molecule.name or molecule.fields.get("name", ""), *(molecule.fields.get(name, "") for name in kept)]
+                lines.append(own + cells(result, output.facts["columns"], len(own)))
+                if not isinstance(result, str):
+                    embeddings[i] = result[1]
+            output.write(lines, sum(isinstance(result, str) for result in results), embeddings)
+            bar.update(len(window))
 
 
 def cells(result, columns, first):
