@@ -238,7 +238,8 @@ def quantised(model):
     """Return an ONNX model with the encoder's matrix products in int8, their inputs scaled while it runs (convolutions would be slower)."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
     del model.graph.value_info[:]                            # quantize_dynamic takes its own and refuses these
-    heads = [node.name for node in model.graph.node if any(".head." in name for name in node.input)]
+    heads = [node.name + tail for node in model.graph.node if any(".head." in name for name in node.input)
+             for tail in ("", "_MatMul")]                    # the name it gives a Gemm
     logging.getLogger().setLevel(logging.ERROR)              # it advises a preprocessing that has no use here
     with tempfile.TemporaryDirectory() as folder:
         quantize_dynamic(model, Path(folder) / "int8.onnx", op_types_to_quantize=["MatMul", "Gemm"], weight_type=QuantType.QInt8,

@@ -127,6 +127,8 @@ def test_precisions_stay_within_their_bounds(road, tmp_path, precision, monkeypa
     assert got["prediction"].dtype == got["embedding"].dtype == np.float32
     weights = {w.data_type for w in onnx.load(out).graph.initializer if np.prod(w.dims) == 64 * 256}       # the MLPs'
     assert weights == {onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.INT8}
+    heads = [w for w in onnx.load(out).graph.initializer if ".head." in w.name and len(w.dims) == 2]
+    assert len(heads) == 4 and {w.data_type for w in heads} == {onnx.TensorProto.FLOAT}
     assert out.stat().st_size < (road / "model.onnx").stat().st_size
     monkeypatch.setattr(export, "graph_of", lambda deployed, precision: onnx.load(out))
     monkeypatch.setitem(export.BOUNDS, precision, {"worst": 1e-9, "mean": 1e-9, "cosine": 1.0})
