@@ -145,7 +145,7 @@ def read_table(path, stream, smiles_column=None):
     column, row, line = find_smiles_column(path, header, smiles_column), 0, reader.line_num + 1
     for record in reader:
         if any(cell.strip() for cell in record):
-            fields = dict(zip(header, record))
+            fields = dict.fromkeys(header, "") | dict(zip(header, record))
             smiles, problem = fields.get(column, "").strip(), ""
             if len(record) < len(header) or any(record[len(header):]):
                 problem = f"{len(record)} fields where the header has {len(header)} (a field that holds the delimiter needs quotes)"
@@ -314,6 +314,40 @@ def parallel(task, molecules, workers=None, group=32, limit=TIME_LIMIT, **option
         for worker in crew:
             worker.closed = True
             worker.close()
+
+
+def ahead(items, room):
+    """Yield the items of a generator that a thread of its own reads in advance, at most `room` of them."""
+    ready, space, ended = queue.SimpleQueue(), threading.Semaphore(room), threading.Event()
+
+    def read():
+        try:
+            for item in items:
+                space.acquire()
+                if ended.is_set():
+                    break
+                ready.put((item, None))
+            ready.put((None, StopIteration()))
+        except BaseException as error:                       # raised again where the items are wanted
+            ready.put((None, error))
+        finally:
+            items.close()
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error:
+                raise error
+            space.release()
+            yield item
+    finally:
+        ended.set()
+        space.release()
+        thread.join(5)
 
 
 def default_workers():

@@ -29,7 +29,7 @@ from rdkit import Chem, rdBase
 from rdkit.Chem.Draw import rdMolDraw2D
 from tqdm import tqdm
 
-from molecules import (HERE, Molecule, check_output, default_workers, find_input, find_smiles_column, input_facts, input_kind,     # noqa: F401
+from molecules import (HERE, Molecule, ahead, check_output, default_workers, find_input, find_smiles_column, input_facts, input_kind,     # noqa: F401
                        parallel, parse_part, read_arrays, read_molecules, save_arrays, save_json, save_table, save_whole)
 
 SIZE = 224          # pixels: the resolution of CLIP's image encoders
