@@ -135,9 +135,8 @@ def combine(paths):
     models, checkpoints = zip(*(finetune.load_model(path) for path in paths))
     first, tasks = checkpoints[0], [checkpoint["task"] for checkpoint in checkpoints]
     for i, (path, model, checkpoint) in enumerate(zip(paths, models, checkpoints)):
-        if max_atoms(checkpoint) != max_atoms(first):
-            raise click.ClickException(f"{path}: was trained with --max-atoms {max_atoms(checkpoint)}, {paths[0]} with {max_atoms(first)}; "
-                                       "export them separately")
+        if drawing(checkpoint) != drawing(first):
+            raise click.ClickException(f"{path}: was trained on other drawings ({drawing(checkpoint)}) than {paths[0]} ({drawing(first)}); export them separately")
         for j in range(i):
             if checkpoint["targets"] == checkpoints[j]["targets"] and same_encoder(model.encoder, models[j].encoder) and same_weights(model, models[j]):
                 raise click.ClickException(f"{path} and {paths[j]} hold the same model (a run folder's model.pt is a copy of its best seed's); "
@@ -158,8 +157,10 @@ def combine(paths):
     return Deployed([models[0].encoder] if shared else [m.encoder for m in models], models, tasks, ensemble).eval(), checkpoints
 
 
-def max_atoms(checkpoint):
-    return checkpoint["config"].get("max_atoms", render.MAX_ATOMS)
+def drawing(checkpoint):
+    """Return how a model's molecules were drawn, as predict.py has to draw them."""
+    config = checkpoint["config"] if checkpoint else {}
+    return {"size": render.SIZE, "max_atoms": config.get("max_atoms", render.MAX_ATOMS), "r_groups": config.get("r_groups", False)}
 
 
 def encoder_alone(run):
@@ -176,10 +177,10 @@ def metadata(deployed, checkpoints, precision):
     return {"format": FORMAT, "kind": "ensemble" if deployed.ensemble else "model" if targets else "encoder", "members": len(checkpoints),
             "targets": targets, "task": tasks[0] if len(set(tasks)) == 1 else "mixed" if tasks else None, "tasks": tasks, "precision": precision,
             "smiles_column": checkpoints[0].get("smiles_column") if checkpoints else None,
-            "render": {"size": render.SIZE, "max_atoms": max_atoms(checkpoints[0]) if checkpoints else render.MAX_ATOMS},
+            "render": drawing(checkpoints[0] if checkpoints else None),
             "encoder": {"width": arch["args"]["width"], "layers": arch["args"]["layers"], "patch": arch["args"]["patch_size"], "tokens": arch["tokens"]},
             "runs": [{"targets": c["targets"], "task": c["task"], "metrics": c["metrics"],
-                      "training": {key: c["config"].get(key) for key in ("data", "init", "split", "epochs", "batch", "lr_encoder", "lr_head")}} for c in checkpoints],
+                      "training": {key: c["config"].get(key) for key in ("data", "init", "split", "seed", "epochs", "batch", "freeze", "augment", "lr_encoder", "lr_head")}} for c in checkpoints],
             "versions": {"torch": str(torch.__version__), "rdkit": rdBase.rdkitVersion, "onnx": onnx.__version__}}
 
 

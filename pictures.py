@@ -201,7 +201,7 @@ def run_lengths(dark):
 # The task of predict.py's worker processes
 
 
-def prepare(item, views=1, max_atoms=render.MAX_ATOMS, patch=0, sketch=None, pictures=False):
+def prepare(item, views=1, max_atoms=render.MAX_ATOMS, r_groups=False, patch=0, sketch=None, pictures=False):
     """Return ([zlib stream of a picture, ...], [its patches with ink, ...], nearest or None), or the reason why not, as a string.
 
     item: (row, SMILES or path of a picture, problem). patch: side of the model's patches if ink matters to its speed, else 0.
@@ -216,7 +216,7 @@ def prepare(item, views=1, max_atoms=render.MAX_ATOMS, patch=0, sketch=None, pic
         else:
             molecule = render.parse(text, max_atoms)
             likeness = nearest(molecule, sketch) if sketch else None
-            molecule = render.layout(molecule)
+            molecule = render.layout(render.replace_terminals(molecule) if r_groups else molecule)
             drawn = [render.draw(molecule, render.random_style(0, row, view) if view else render.Style()) for view in range(views)]
         return [render.deflate(index) for index in drawn], [inked(index, patch) for index in drawn], likeness
     except render.Rejected as reason:

@@ -454,7 +454,8 @@ def main(model, source, out, keep_columns, views, embeddings, html, resume, part
     for notice in filter(None, (loaded.notice, loaded.slow())):
         click.echo(notice, err=True)
     output, began = Output(out, embeddings, loaded.width, facts, resume), time.time()
-    options = {"max_atoms": loaded.facts["render"]["max_atoms"], "patch": loaded.patch}
+    drawing = {"max_atoms": loaded.facts["render"]["max_atoms"], "r_groups": loaded.facts["render"].get("r_groups", False)}
+    options = drawing | {"patch": loaded.patch}
     with tempfile.TemporaryDirectory() as folder, output.guarded(resumable=source != "-"):
         if likeness:
             np.save(Path(folder) / "sketch.npy", loaded.facts["sketch"])
@@ -465,8 +466,7 @@ def main(model, source, out, keep_columns, views, embeddings, html, resume, part
                + (f", {output.failed} rows could not be, see the column error" if output.failed else "") + f" ({seconds:.0f} s)")
     if html:
         title = f"{', '.join(loaded.targets) or 'Molecules'}, predicted for {Path(given.path).name}"
-        pictures.write_report(html, out, title, columns[:len(loaded.targets)], given.files if given.kind == "pictures" else None, workers,
-                              max_atoms=options["max_atoms"])
+        pictures.write_report(html, out, title, columns[:len(loaded.targets)], given.files if given.kind == "pictures" else None, workers, **drawing)
         click.echo(f"{html}: {html.stat().st_size / 1e6:.1f} MB, open it in a browser")
 
 

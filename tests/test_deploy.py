@@ -102,12 +102,22 @@ def test_heads_on_one_frozen_encoder_share_it(road, tmp_path):
     assert (tmp_path / "m.onnx").stat().st_size < (road / "model.onnx").stat().st_size + 4 * 1.2e6       # a head more, no second encoder
 
 
+def test_r_groups_are_drawn_as_in_training(road, tmp_path, exported):
+    run = variant(road, tmp_path / "run", 3, config={"r_groups": True})
+    invoke(export.main, run, "-o", tmp_path / "m.onnx", "--force", "--precision", "int8")      # whose weights are the road's
+    (tmp_path / "a.smi").write_text("CC(=O)Nc1ccc(O)cc1\n")
+    invoke(predict.main, tmp_path / "m.onnx", tmp_path / "a.smi", "-o", tmp_path / "p.csv")
+    molecule = render.parse("CC(=O)Nc1ccc(O)cc1")
+    plain, ends = (onnx_says(road / "model.onnx", render.to_rgb(render.draw(render.layout(m)))[None])["prediction"] for m in (molecule, render.replace_terminals(molecule)))
+    assert float(rows_of(tmp_path / "p.csv")[0]["labels"]) == pytest.approx(ends.item(), abs=1e-4) and plain.item() != pytest.approx(ends.item(), abs=1e-4)
+
+
 def test_what_cannot_be_one_file(road, tmp_path):
     plain, run = variant(road, tmp_path / "plain", 1), road / "runs" / "solubility"
     for other, says in ((variant(road, tmp_path / "b", 2, new_encoder=True, targets=["x"]), "export them separately"),
                         (variant(road, tmp_path / "c", 2, targets=["x", "labels"]), "'labels' stands in several"),
                         (variant(road, tmp_path / "d", 1), "hold the same model"),
-                        (variant(road, tmp_path / "e", 2, config={"max_atoms": 40}), "--max-atoms 40")):
+                        (variant(road, tmp_path / "e", 2, config={"max_atoms": 40}), "was trained on other drawings")):
         assert says in mistake(export.main, plain, other, "-o", tmp_path / "m.onnx")
     assert "hold the same model" in mistake(export.main, run, run / "seed-1", "-o", tmp_path / "m.onnx")
     assert "takes one run" in mistake(export.main, plain, run, "--encoder-only")
