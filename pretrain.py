@@ -225,16 +225,20 @@ def read_labels(path, folder, manifest):
 
 
 def split_held_out(labels, batch):
-    """Return (training order, held-out members): sorted by the finest label set; whole runs are held out."""
+    """Return (training order, held-out members), both sorted by the finest label set.
+
+    Runs of cluster mates are held out, every other molecule of a stretch twice as long: the rest of it stays in training, so
+    that small sets don't lose whole classes, which no head could then tell.
+    """
     order = np.lexsort((np.arange(len(labels)), labels[:, -1]))
     wanted = max(batch, math.ceil(len(order) * HELD_OUT / RUN) * RUN)
     if len(order) < wanted + batch:
         remedy = "lower --batch" if batch > RUN else f"at least {2 * RUN} are needed"
         raise click.ClickException(f"{len(order)} molecules are too few for --batch {batch} (one batch is held out); {remedy}")
-    runs = np.random.default_rng(42).permutation(len(order) // RUN)[:wanted // RUN]
+    stretches = np.random.default_rng(42).permutation(len(order) // (2 * RUN))[:wanted // RUN]
     held = np.zeros(len(order), bool)
-    for run in runs:
-        held[run * RUN:(run + 1) * RUN] = True
+    for stretch in stretches:
+        held[2 * RUN * stretch:2 * RUN * (stretch + 1):2] = True
     return order[~held], order[held]
 
 
@@ -544,7 +548,7 @@ def train(world, device, config, out, resume, dtype, pictures, order, held, enco
     last = config["epochs"] * (len(order) // batch)
     last = min(last, config["steps"] or last)
     first, log = resume_from(out, encoder, heads, optimizers, scaler, config) if resume else (0, [])
-    leave, began = [], time.time()
+    leave, began, done, sums = [], time.time(), first, []
     signal.signal(signal.SIGTERM, lambda *_: leave.append(True))
     for step, views, labels in pictures.batches(schedule(order, batch, seed, first, last, world)):
         random = random_numbers(seed, step, batch, world)
@@ -555,8 +559,9 @@ def train(world, device, config, out, resume, dtype, pictures, order, held, enco
             optimizer.zero_grad()
         scaler.update()
         done, stop = step + 1, world.any(bool(leave))
+        sums.append(torch.stack(list(parts.values())))
         if done % config["log_every"] == 0 or done == last:
-            means = world.mean(torch.stack(list(parts.values()))).tolist()
+            means, sums = world.mean(torch.stack(sums).mean(0)).tolist(), []
             pace = (done - first) / (time.time() - began)
             log.append({"step": done, "epoch": done * batch / len(order), "lr": optimizers[0].param_groups[0]["lr"]} | dict(zip(parts, means)) |
                        {"images/s": 2 * batch * pace, "memory_gb": memory_used(device), "left": round((last - done) / pace)})
@@ -572,7 +577,7 @@ def train(world, device, config, out, resume, dtype, pictures, order, held, enco
             break
     if world.rank == 0:
         plot_curves(Path(out).with_suffix(".curves.png"), log)
-        click.echo(f"{out}: step {max(first, last)}; {Path(out).with_suffix('.curves.png')} shows the course")
+        click.echo(f"{out}: step {done}; {Path(out).with_suffix('.curves.png')} shows the course")
     if world.size > 1:
         dist.destroy_process_group()
 

@@ -47,6 +47,7 @@ def test_a_batch_is_made_of_runs_of_cluster_mates():
     labels = np.stack([np.arange(1000) % 7, np.arange(1000) * 37 % 40], 1)
     order, held = pretrain.split_held_out(labels, 64)
     assert len(held) == 64 and not set(order) & set(held) and len(order) + len(held) == 1000
+    assert set(labels[held, 1]) <= set(labels[order, 1]) and len(set(labels[held, 1])) <= 8        # cluster mates, whose class stays in training
     seen = pretrain.epoch_batches(order, 64, 0, 0)
     assert len(np.unique(seen)) == seen.size == len(order) // 64 * 64
     place = {member: i for i, member in enumerate(order)}
