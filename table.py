@@ -281,6 +281,6 @@ def forest(bits, labels, split, task, seed, weight):
         return np.full(len(split["test"]), labels[rows[0]] if rows else 0.0)
     options = {"random_state": seed, "n_jobs": -1}
     model = RandomForestClassifier(300, class_weight={0: 1.0, 1: weight}, **options) if task == "classification" else RandomForestRegressor(300, **options)
-    model.fit(bits[rows], labels[rows])
+    model.fit(bits[rows], labels[rows]).set_params(n_jobs=1)             # threads would add up the trees in any order
     test = bits[split["test"]]
     return model.predict_proba(test)[:, list(model.classes_).index(1)] if task == "classification" else model.predict(test)

@@ -210,7 +210,8 @@ def test_a_killed_run_resumes_to_the_same_bytes(desk):
 def test_ctrl_c_leaves_no_process_and_no_noise(desk):
     desk.write("a.smi", small_molecules(1200) * 3)
     process = subprocess.Popen([sys.executable, "render.py", "a.smi", "-o", "out"], cwd=desk.folder, stderr=subprocess.PIPE, text=True)
-    time.sleep(3)
+    while not (desk / "out" / "shard-00000.npz").exists():               # at work, not still at its imports
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=20)[1]
     assert process.returncode != 0 and "Traceback" not in said and not list((desk / "out").glob(".*"))
