@@ -467,7 +467,7 @@ def finish_grid(out, cells, seeds):
     render.save_table(out / "grid.csv", [*cells[0], "val_loss", "chosen", *(f"test_{name}" for name in test)], lines)
     for seed in seeds:
         shutil.copytree(cell_folder(out, cells[best], False) / f"seed-{seed}", out / f"seed-{seed}", dirs_exist_ok=True)
-        (cell_folder(out, cells[best], False) / f"seed-{seed}" / "model.pt").unlink()
+        (cell_folder(out, cells[best], False) / f"seed-{seed}" / "model.pt").unlink(missing_ok=True)
     click.echo(f"chosen on validation out of {len(cells)}: " + ", ".join(f"{key} {value}" for key, value in cells[best].items()) + f"; all in {out}/grid.csv")
     return cells[best]
 
@@ -569,7 +569,8 @@ def run(given, device, world, data, out, init, targets, task, split, split_colum
     if not world.rank:
         render.check_output(out / "model.pt")
     init = init or default_init()
-    pretrain.load_encoder(init)                              # a wrong --init shows before the drawing
+    with world.first_alone():
+        pretrain.load_encoder(init)                          # a wrong --init shows before the drawing
     dtype, reason = pretrain.pick_precision("auto", device)
     cells = [{"lr_encoder": a, "lr_head": b, "augment": c} for a in lr_encoder for b in lr_head for c in (["none"] if training["freeze"] else augment)]
     config = {"data": Path(path).name, "data_sha256": render.input_facts(path, smiles_column)["sha256"], "init": init, "split": split, "seeds": seeds,

@@ -67,6 +67,15 @@ class World:
         if self.size > 1:
             dist.barrier()
 
+    @contextmanager
+    def first_alone(self):
+        """Let the first process go ahead and the others follow: clip.load's download is not safe for several at once."""
+        if self.rank:
+            self.barrier()
+        yield
+        if not self.rank:
+            self.barrier()
+
     def gather(self, tensor):
         """Return the tensors of all processes, concatenated in rank order; gradients flow back to each."""
         return Gather.apply(tensor, self) if self.size > 1 else tensor
@@ -516,12 +525,10 @@ def prepare(world, device, shards, smiles, labels, out, init, batch, seed, preci
     dtype, reason = pick_precision(precision, device)
     pictures = FreshPictures(smiles, labels, seed) if smiles else Pictures(shards, labels)
     order, held = split_held_out(pictures.labels, batch)
-    if world.rank:                                         # clip.load's download is not safe for several processes at once
-        world.barrier()
-    encoder = load_encoder(init, seed)
+    with world.first_alone():
+        encoder = load_encoder(init, seed)
     encoder.arch["tokens"] = tokens or encoder.arch["tokens"]
     if not world.rank:
-        world.barrier()
         weights = sum(p.numel() for p in encoder.parameters()) / 1e6
         click.echo(f"{len(order)} molecules to train on, {len(held)} held out; {weights:.1f} M weights from {init}, {encoder.arch['tokens']} tokens; "
                    f"{world.size} process{'es' if world.size > 1 else ''} on {device.type} in {str(dtype or 'fp32').removeprefix('torch.')} ({reason})")

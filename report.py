@@ -218,6 +218,8 @@ def plot_report(path, data, runs, table, pictures):
     draw_table(axes[0], table, f"{Path(data.path).name}: test part" + (f", mean ± 95% interval of {len(runs)} seeds" if len(runs) > 1 else ""))
     draw_curves(axes[1], runs)
     draw_errors(axes[2], data, tested)
+    if len(data.targets) > SHOWN:
+        middle[0].suptitle(f"the first {SHOWN} of {len(data.targets)} targets; scores.csv has all", fontsize=11)
     grid = [*axes[3:], *(axis for part in middle for axis in part.subplots(lines, columns, squeeze=False).ravel())]
     for t, axis in enumerate(grid):
         if t < len(panels):
@@ -298,7 +300,7 @@ def draw_target(axis, data, runs, t, table):
 def draw_worst(figure, data, tested, pictures):
     """Draw the test molecules that the model gets most wrong, with truth and prediction of the worst target."""
     scale = np.nanstd(data.labels, 0)
-    scale[~(scale > 0)] = 1
+    scale[~(scale > 0) | (data.task == "classification")] = 1
     worst = {}
     for run, row in tested:
         error = np.abs(run["predicted"][row] - data.labels[row]) / scale
