@@ -4,6 +4,8 @@
     python cluster.py data/druglike_20000.smi.gz                           # K = 300 and 3000
     python cluster.py data/druglike_20000.smi.gz --sweep                   # which K? sweep.csv and sweep.png
     python cluster.py data/dhbd.csv --assign labels.npz -o dhbd_labels.npz  # the same clusters for other molecules
+
+With --descriptors the file also holds what pretraining's optional third task regresses: RDKit descriptors and the keys.
 """
 
 import json
@@ -14,7 +16,7 @@ import click
 import numpy as np
 import sklearn
 from rdkit import rdBase
-from rdkit.Chem import MACCSkeys
+from rdkit.Chem import MACCSkeys, rdMolDescriptors
 from tqdm import tqdm
 
 import render
@@ -25,6 +27,13 @@ DEFAULT_KS = (300, 3000)
 MINIBATCH_FROM = 20_000  # rows from which MiniBatchKMeans is used, in batches of as many (MoleCLIP's own switch)
 PASSES = 10             # of MiniBatchKMeans over all molecules
 CHUNK = 2048            # molecules whose distances to all centroids are in memory at once
+CLIP = 5                # standard deviations at which a descriptor is cut off: one peptide must not rule the scale of the others
+DESCRIPTORS = (         # of rdMolDescriptors: those that take well under a millisecond; some give several numbers
+    "CalcExactMolWt", "CalcNumHeavyAtoms", "CalcCrippenDescriptors", "CalcTPSA", "CalcLabuteASA", "CalcNumHBA", "CalcNumHBD",
+    "CalcNumRotatableBonds", "CalcNumHeteroatoms", "CalcNumRings", "CalcNumAromaticRings", "CalcNumAliphaticRings",
+    "CalcNumSaturatedRings", "CalcNumHeterocycles", "CalcNumAmideBonds", "CalcNumBridgeheadAtoms", "CalcNumSpiroAtoms",
+    "CalcFractionCSP3", "CalcChi0v", "CalcChi1v", "CalcChi2v", "CalcChi3v", "CalcChi4v", "CalcKappa1", "CalcKappa2",
+    "CalcKappa3", "CalcHallKierAlpha", "SlogP_VSA_", "SMR_VSA_", "PEOE_VSA_")
 SWEEP_FROM, SWEEP_TO, SWEEP_STEPS, SWEEP_ROWS = 3, 3000, 12, 20_000
 
 
@@ -59,6 +68,35 @@ def all_keys(path, rows, smiles_column=None, workers=None, max_atoms=render.MAX_
     if not count:
         raise click.ClickException(f"{path}: none of its {rows} rows is a readable molecule")
     return packed[:count], readable
+
+
+def descriptors(item, max_atoms=render.MAX_ATOMS):
+    """Return the DESCRIPTORS of (row, SMILES, problem) as the bytes of float32 numbers, or the reason for which it can't."""
+    row, smiles, problem = item
+    try:
+        if problem:
+            raise render.Rejected(problem)
+        molecule = render.parse(smiles, max_atoms)
+        return np.hstack([getattr(rdMolDescriptors, name)(molecule) for name in DESCRIPTORS]).astype(np.float32).tobytes()
+    except render.Rejected as reason:
+        return str(reason)
+
+
+def all_descriptors(path, readable, smiles_column=None, workers=None, max_atoms=render.MAX_ATOMS):
+    """Return the standardised descriptors, float16 (rows, 66) in -5..5, of all rows; 0, the mean, where there is none."""
+    found, good = [], readable.copy()
+    results = render.parallel("cluster:descriptors", render.read_molecules(path, smiles_column), workers, group=256, max_atoms=max_atoms)
+    for molecule, result in tqdm(results, total=len(readable), unit=" molecules", desc="descriptors", disable=None):
+        good[molecule.row] &= isinstance(result, bytes)
+        if good[molecule.row]:
+            found.append(np.frombuffer(result, np.float32))
+    values = np.stack(found).astype(np.float64)
+    values[~np.isfinite(values)] = np.nan                   # partial charges of an atom that Gasteiger's table lacks
+    values -= np.nanmean(values, 0)
+    values /= np.nanstd(values, 0) + 1e-9
+    table = np.zeros((len(readable), values.shape[1]), np.float16)
+    table[good] = np.nan_to_num(values.clip(-CLIP, CLIP))
+    return table
 
 
 def unpack(packed):
@@ -121,9 +159,15 @@ def nearest(packed, centroids):
 # What the command does: cluster, assign, sweep
 
 
-def save_labels(out, packed, readable, sets, meta):
-    """Label packed keys by the centroids of sets, {k: float32 (k, 167)}, and write labels.npz as the README has it."""
+def save_labels(out, packed, readable, sets, meta, table=None):
+    """Label packed keys by the centroids of sets, {k: float32 (k, 167)}, and write labels.npz as the README has it.
+
+    table: standardised descriptors, float16 (rows, n), which are then saved along with the keys.
+    """
     arrays, facts = {}, {}
+    if table is not None:
+        arrays = {"descriptors": table, "maccs": np.zeros((len(readable), BYTES), np.uint8)}
+        arrays["maccs"][readable] = packed
     for k in sorted(sets):
         labels = np.full(len(readable), -1, np.int32)
         labels[readable], inertia = nearest(packed, sets[k])
@@ -233,14 +277,17 @@ def sweep_to(folder, source, packed, seed):
 @click.option("--k", "ks", multiple=True, type=click.IntRange(2), help="Number of clusters; repeat for several label sets.  [default: 300 and 3000]")
 @click.option("--assign", default=None, help="Label SOURCE by the centroids of this labels.npz, all its label sets.")
 @click.option("--sweep", is_flag=True, help="Only try K from 3 to 3000, and write sweep.csv and sweep.png.")
+@click.option("--descriptors", "describe", is_flag=True, help="Save RDKit descriptors and MACCS keys too, for pretrain.py --loss descriptors=1.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1), help="Seed of K-means and of the sweep's sample.")
 @click.option("--workers", default=None, type=click.IntRange(1), help="Processes that compute keys.  [default: one a core]")
 @click.option("--max-atoms", default=render.MAX_ATOMS, show_default=True, type=click.IntRange(1), help="Reject larger molecules, as render.py does.")
 @click.option("--smiles-column", help="Column of a .csv or .tsv that holds the SMILES.  [default: found by name]")
-def main(source, out, ks, assign, sweep, seed, workers, max_atoms, smiles_column):
+def main(source, out, ks, assign, sweep, describe, seed, workers, max_atoms, smiles_column):
     """Cluster the molecules of SOURCE (.smi, .txt, .csv, .tsv, gzipped or not), the same file that was drawn."""
     if bool(ks) + bool(assign) + sweep > 1:
         raise click.UsageError("--k, --assign and --sweep exclude each other; give one of them")
+    if sweep and describe:
+        raise click.UsageError("--sweep writes no labels, so no --descriptors either; leave one of them out")
     source, folder = render.find_input(source), Path(out).parent
     if source == "-":
         raise click.UsageError("cluster.py reads its input twice; give a file, not standard input")
@@ -252,7 +299,8 @@ def main(source, out, ks, assign, sweep, seed, workers, max_atoms, smiles_column
     if sweep:
         return sweep_to(folder, source, packed, seed)
     meta = facts | {"seed": origin["seed"] if assign else seed, "max_atoms": max_atoms} | ({"assigned_from": origin} if assign else {})
-    save_labels(out, packed, readable, sets or fit_all(source, packed, ks or DEFAULT_KS, seed), meta)
+    table = all_descriptors(source, readable, smiles_column, workers, max_atoms) if describe else None
+    save_labels(out, packed, readable, sets or fit_all(source, packed, ks or DEFAULT_KS, seed), meta, table)
 
 
 if __name__ == "__main__":

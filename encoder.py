@@ -1,15 +1,13 @@
-"""The image encoder of all stations: built by the clip package, loaded from anywhere, saved, and where it computes.
+"""The image encoder of all stations: built by the clip package, loaded from anywhere, saved, and the augmentation of what it sees.
 
 The scripts take these from pretrain.py, which owns the encoder; this file has no command of its own.
 """
 
 import json
 import math
-import os
 import struct
 import warnings
 import zipfile
-from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -272,52 +270,6 @@ def save_checkpoint(path, **parts):
             torch.save(parts, stream)
 
     render.save_whole(path, write)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Where and in what precision to compute
-
-
-def pick_device(wanted="auto"):
-    """Return the torch.device for --device auto, cpu or cuda, one card for each process of torchrun."""
-    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise click.ClickException("--device cuda: PyTorch sees no GPU here; leave the flag out to use the CPU")
-    local, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-    if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > count:
-        raise click.ClickException(f"more processes than GPUs ({count}); lower --nproc_per_node")
-    torch.cuda.set_device(local)
-    return torch.device("cuda", local)
-
-
-def pick_precision(wanted, device):
-    """Return (autocast dtype or None for fp32, the reason in words)."""
-    named = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
-    if wanted in named:
-        return named[wanted], "as asked"
-    if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return torch.bfloat16, "this GPU has it"
-        return torch.float16, "this GPU has no bf16"
-    for name, feature in ((torch.cpu._is_amx_tile_supported, "AMX"), (torch.cpu._is_avx512_bf16_supported, "AVX512-BF16")):
-        if name():
-            return torch.bfloat16, f"this CPU has {feature}"
-    return None, "this CPU has no bf16 arithmetic"
-
-
-def autocast(device, dtype):
-    return torch.autocast(device.type, dtype) if dtype else nullcontext()
-
-
-def fitting_batch(arch, device, dtype):
-    """Return how many pictures train at once in a share of the free memory: 100 bytes for each token, width and layer in fp32."""
-    args = arch["args"]
-    tokens = (render.SIZE // args["patch_size"]) ** 2 // (1 if arch["tokens"] == "all" else 2)
-    each = tokens * args["width"] * args["layers"] * (50 if dtype else 100)
-    if device.type == "cuda":
-        return max(8, min(1024, int(0.5 * torch.cuda.mem_get_info()[0] / each)))
-    return max(8, min(64, int(4e9 / int(os.environ.get("LOCAL_WORLD_SIZE", 1)) / each)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -11,12 +11,11 @@ building it from the clip package, loading weights from anywhere, saving them.
 import json
 import math
 import os
-import resource
 import signal
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -26,94 +25,14 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 import render
-from encoder import (ADAM, BUNDLED, CLIP_MEAN, CLIP_STD, RANDOM, Encoder, augment, autocast, fitting_batch, load_checkpoint,      # noqa: F401
-                     load_encoder, new_arch, one_line, pick_device, pick_precision, restore_encoder, save_checkpoint, to_pixels)
+from device import World, autocast, fitting_batch, memory_used, one_voice, pick_device, pick_precision
+from encoder import (ADAM, BUNDLED, CLIP_MEAN, CLIP_STD, RANDOM, Encoder, augment, load_checkpoint, load_encoder, new_arch,      # noqa: F401
+                     one_line, restore_encoder, save_checkpoint, to_pixels)
 
 RUN = 32                # cluster mates that enter a batch together: the hard negatives (MoleCLIP: 256 / mix factor 8)
 HELD_OUT = 0.001        # of the molecules, at least one batch
+MACCS = 168             # bits of the keys as cluster.py packs them: 167 and an empty one
 WARM_UP = 5             # steps at a third of the learning rate (MoleCLIP's ConstantLR)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The processes of torchrun
-
-
-class Gather(torch.autograd.Function):
-    """Concatenate a tensor over processes; backwards, sum the gradients of all processes and take this one's part."""
-
-    @staticmethod
-    def forward(context, tensor, world):
-        context.world = world
-        parts = [torch.empty_like(tensor) for _ in range(world.size)]
-        dist.all_gather(parts, tensor.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(context, gradient):
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        return gradient.chunk(context.world.size)[context.world.rank], None
-
-
-class World:
-    """This process among those that torchrun started; alone without torchrun."""
-
-    def __init__(self, device=None):
-        self.size, self.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-        if self.size > 1 and device is not None:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-
-    def barrier(self):
-        if self.size > 1:
-            dist.barrier()
-
-    @contextmanager
-    def first_alone(self):
-        """Let the first process go ahead and the others follow: clip.load's download is not safe for several at once."""
-        if self.rank:
-            self.barrier()
-        yield
-        if not self.rank:
-            self.barrier()
-
-    def gather(self, tensor):
-        """Return the tensors of all processes, concatenated in rank order; gradients flow back to each."""
-        return Gather.apply(tensor, self) if self.size > 1 else tensor
-
-    def average_gradients(self, parameters):
-        if self.size == 1:
-            return
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat)
-        flat /= self.size
-        for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients])):
-            gradient.copy_(part.view_as(gradient))
-
-    def any(self, flag):
-        """Tell whether the flag is up on any process."""
-        if self.size == 1:
-            return flag
-        tensor = torch.tensor(float(flag), device="cuda" if dist.get_backend() == "nccl" else "cpu")
-        dist.all_reduce(tensor)
-        return tensor.item() > 0
-
-    def mean(self, values):
-        """Return the mean over processes of a 1-d tensor."""
-        if self.size > 1:
-            dist.all_reduce(values)
-        return values / self.size
-
-
-@contextmanager
-def one_voice():
-    """Let the first process alone tell of a user's mistake, which all of them find."""
-    try:
-        yield
-    except click.ClickException:
-        if int(os.environ.get("RANK", 0)):
-            time.sleep(30)                                 # torchrun ends the others when one has left
-        raise
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -123,29 +42,26 @@ def one_voice():
 class Pictures:
     """Molecules that have both a drawing and a label, read at random from memory-mapped shards."""
 
-    def __init__(self, folder, labels_path):
+    def __init__(self, folder, labels_path, describe=False):
         self.shards, manifest = open_shards(Path(folder))
-        self.sha256 = manifest["sha256"]
-        row = np.concatenate([shard["row"] for shard in self.shards])
-        self.sets = read_labels(labels_path, folder, manifest)
+        self.sha256, self.labels = manifest["sha256"], Labels(labels_path, folder, manifest, describe)
+        self.row = np.concatenate([shard["row"] for shard in self.shards])
         self.place = np.concatenate([np.stack([np.full(len(s["row"]), i), np.arange(len(s["row"]))], 1)
                                      for i, s in enumerate(self.shards)])
-        self.labels = np.stack([labels[row] for labels in self.sets.values()], 1)     # (molecules, label sets)
-        kept = (self.labels >= 0).all(1)
-        self.place, self.labels, self.unlabelled = self.place[kept], self.labels[kept], int((~kept).sum())
-        self.classes = {name: int(labels.max()) + 1 for name, labels in self.sets.items()}
+        kept = (self.labels.clusters[self.row] >= 0).all(1)
+        self.place, self.row, self.unlabelled = self.place[kept], self.row[kept], int((~kept).sum())
 
     def __len__(self):
         return len(self.place)
 
     def load(self, members, epoch):
-        """Return ([plain, styled], labels): two uint8 (n, 224, 224) of palette indices, and int64 (n, label sets).
+        """Return ([plain, styled], labels): two uint8 (n, 224, 224) of palette indices, and what `Labels.of` gives.
 
         With more than two views in the shards, each epoch takes the next of the styled ones.
         """
         views = int(self.shards[0]["views"])
         pair = [np.stack([render.picture(self.shards[s], i, view) for s, i in self.place[members]]) for view in (0, 1 + epoch % (views - 1))]
-        return pair, torch.from_numpy(self.labels[members]).long()
+        return pair, self.labels.of(self.row[members])
 
     def batches(self, plan):
         """Yield (step, [plain, styled], labels) for a plan of (step, members, epoch); the next is inflated meanwhile."""
@@ -163,15 +79,13 @@ class Pictures:
 class FreshPictures:
     """Molecules of a file, drawn when they are needed by processes of their own, in new styles every epoch."""
 
-    def __init__(self, source, labels_path, seed, smiles_column=None):
+    def __init__(self, source, labels_path, seed, describe=False):
         source = render.find_input(source)
-        facts = render.input_facts(source, smiles_column)
-        self.sha256, self.seed, self.sets = facts["sha256"], seed, read_labels(labels_path, source, facts)
-        labels = np.stack(list(self.sets.values()), 1)
-        self.row = np.flatnonzero((labels >= 0).all(1))
-        self.labels, self.unlabelled = labels[self.row], 0
-        self.smiles = [m.smiles for m in render.read_molecules(source, smiles_column) if (labels[m.row] >= 0).all()]
-        self.classes = {name: int(column.max()) + 1 for name, column in self.sets.items()}
+        facts = render.input_facts(source, None)
+        self.sha256, self.seed, self.labels = facts["sha256"], seed, Labels(labels_path, source, facts, describe)
+        good = (self.labels.clusters >= 0).all(1)
+        self.row, self.unlabelled = np.flatnonzero(good), 0
+        self.smiles = [m.smiles for m in render.read_molecules(source) if good[m.row]]
         self.workers = max(1, render.default_workers() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
     def __len__(self):
@@ -196,7 +110,7 @@ class FreshPictures:
                 raise click.ClickException(f"--smiles: none of a batch's molecules could be drawn: {first}")
             chosen = [good[np.searchsorted(good, i) % len(good)] for i in range(len(results))]     # a failed one gives way to the next
             pair = [np.stack([render.inflate(results[i][view]) for i in chosen]) for view in (0, 1)]
-            yield step, pair, torch.from_numpy(self.labels[members[chosen]]).long()
+            yield step, pair, self.labels.of(self.row[members[chosen]])
 
     def load(self, members, epoch):
         """Return ([plain, styled], labels) as `Pictures.load` does."""
@@ -212,25 +126,44 @@ def open_shards(folder):
     return [shard for shard in shards if len(shard["row"])], manifest
 
 
-def read_labels(path, folder, manifest):
-    """Return {"k300": int32 (rows,), ...} of labels.npz, coarsest first, made from the same input as the shards."""
-    if not Path(path).is_file():
-        raise click.ClickException(f"{path}: no such file; make it first: python cluster.py {manifest['input']} -o {path}")
-    arrays = render.read_arrays(path, ("meta",))
-    sets = {name: arrays[name] for name in sorted((name for name in arrays if name[:1] == "k" and name[1:].isdigit()), key=lambda name: int(name[1:]))}
-    try:
-        meta = json.loads(str(arrays["meta"]))
-        facts = {key: meta[key] for key in ("input", "sha256", "rows", "smiles_column")}
-        whole = sets and all(labels.shape == (facts["rows"],) and labels.dtype == np.int32 and labels.max() < int(name[1:]) for name, labels in sets.items())
-    except (ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise click.ClickException(f"{path}: damaged or of another kind; make it again with cluster.py")
-    compared = ("rows", "smiles_column", "sha256") if manifest["sha256"] else ("rows",)         # drawn from standard input: no hash
-    if any(facts[key] != manifest[key] for key in compared):
-        raise click.ClickException(f"{path}: made from {facts['input']} ({facts['rows']} rows), but {folder}/ from another file, "
-                                   f"{manifest['input']} ({manifest['rows']} rows), or another column; run cluster.py on what was drawn")
-    return sets
+class Labels:
+    """What the heads are to tell of each row: its cluster in every label set, coarsest first, and its descriptors if asked.
+
+    Raises click.ClickException if the file is none of cluster.py's, made from another input than the shards, or lacks what is asked.
+    """
+
+    def __init__(self, path, folder, manifest, describe=False):
+        if not Path(path).is_file():
+            raise click.ClickException(f"{path}: no such file; make it first: python cluster.py {manifest['input']} -o {path}")
+        arrays = render.read_arrays(path, ("meta",))
+        names = sorted((name for name in arrays if name[:1] == "k" and name[1:].isdigit()), key=lambda name: int(name[1:]))
+        self.descriptors, self.maccs = (arrays.get(name) if describe else None for name in ("descriptors", "maccs"))
+        try:
+            meta = json.loads(str(arrays["meta"]))
+            facts = {key: meta[key] for key in ("input", "sha256", "rows", "smiles_column")}
+            whole = names and all(arrays[name].shape == (facts["rows"],) and arrays[name].dtype == np.int32 and arrays[name].max() < int(name[1:]) for name in names)
+            whole &= self.maccs is None or len(self.descriptors) == len(self.maccs) == facts["rows"]
+        except (ValueError, KeyError, TypeError):
+            whole = False
+        if not whole:
+            raise click.ClickException(f"{path}: damaged or of another kind; make it again with cluster.py")
+        compared = ("rows", "smiles_column", "sha256") if manifest["sha256"] else ("rows",)     # drawn from standard input: no hash
+        if any(facts[key] != manifest[key] for key in compared):
+            raise click.ClickException(f"{path}: made from {facts['input']} ({facts['rows']} rows), but {folder}/ from another file, "
+                                       f"{manifest['input']} ({manifest['rows']} rows), or another column; run cluster.py on what was drawn")
+        if describe and self.maccs is None:
+            raise click.ClickException(f"{path}: has no descriptors, which --loss descriptors=... needs; make it again with cluster.py --descriptors")
+        self.clusters = np.stack([arrays[name] for name in names], 1)                          # int32 (rows, label sets)
+        self.outputs = {name: int(arrays[name].max()) + 1 for name in names}                   # of each head
+        if describe:
+            self.outputs["descriptors"] = self.descriptors.shape[1] + 8 * self.maccs.shape[1]
+
+    def of(self, rows):
+        """Return a row's clusters, then its standardised descriptors and MACCS bits if asked, float32 (n, label sets + ...)."""
+        parts = [self.clusters[rows]]
+        if self.maccs is not None:
+            parts += [self.descriptors[rows], np.unpackbits(self.maccs[rows], axis=1)]
+        return torch.from_numpy(np.hstack(parts).astype(np.float32))                           # exact for numbers of clusters
 
 
 def split_held_out(labels, batch):
@@ -275,15 +208,23 @@ def contrastive_loss(a, b, scale):
 def loss_parts(plain, styled, heads, labels, world, scale):
     """Return {"contrastive": , "k300": , ..., "retrieval": , "k300_accuracy": } of one batch's features.
 
-    plain, styled: fp32 (local n, 512); the contrastive loss is over the molecules of all processes.
+    plain, styled: fp32 (local n, 512); the contrastive loss is over the molecules of all processes. labels: as `Labels.of` has them.
     """
     parts = {}
     parts["contrastive"], parts["retrieval"] = contrastive_loss(world.gather(plain), world.gather(styled), scale)
-    for i, (name, head) in enumerate(heads.items()):
-        logits = head(plain)
-        parts[name] = F.cross_entropy(logits, labels[:, i])
-        parts[f"{name}_accuracy"] = (logits.argmax(1) == labels[:, i]).float().mean()
+    for i, name in enumerate(sets := class_heads(heads)):
+        logits, truth = heads[name](plain), labels[:, i].long()
+        parts[name] = F.cross_entropy(logits, truth)
+        parts[f"{name}_accuracy"] = (logits.argmax(1) == truth).float().mean()
+    if "descriptors" in heads:
+        told, truth = heads["descriptors"](plain), labels[:, len(sets):]
+        parts["descriptors"] = F.smooth_l1_loss(told[:, :-MACCS], truth[:, :-MACCS])
+        parts["maccs"] = F.binary_cross_entropy_with_logits(told[:, -MACCS:], truth[:, -MACCS:])
     return parts
+
+
+def class_heads(heads):
+    return [name for name in heads if name != "descriptors"]
 
 
 class Eye:
@@ -301,13 +242,14 @@ class Eye:
 
     def slices(self, index):
         """Return index arrays that cut a batch into slices of at most `micro` pictures, with like amounts of ink in each."""
-        if self.encoder.arch["tokens"] == "all":
-            return np.array_split(np.arange(len(index)), -(-len(index) // self.micro))
-        patch = self.encoder.arch["args"]["patch_size"]
-        inked = (index.reshape(len(index), render.SIZE // patch, patch, -1, patch) > 0).any((2, 4)).sum((1, 2))
-        # A slice is padded to its fullest picture: on a CPU small slices of like pictures save more than they cost.
+        # On a CPU a slice should stay in its cache: base is a quarter faster by 16 pictures than by 48.
         most = min(self.micro, 16) if self.device.type == "cpu" else self.micro
-        return np.array_split(np.argsort(inked, kind="stable"), -(-len(index) // most))
+        order = np.arange(len(index))
+        if self.encoder.arch["tokens"] == "inked":                     # a slice is padded to its fullest picture
+            patch = self.encoder.arch["args"]["patch_size"]
+            inked = (index.reshape(len(index), render.SIZE // patch, patch, -1, patch) > 0).any((2, 4)).sum((1, 2))
+            order = np.argsort(inked, kind="stable")
+        return np.array_split(order, -(-len(index) // most))
 
     def look_in_slices(self, index, random):
         """Return the features of a whole batch in its order."""
@@ -328,7 +270,9 @@ def backward(eye, heads, views, random, labels, world, scale, weights, scaler):
         features = eye.look_in_slices(index, random)
     leaf = features if whole else features.requires_grad_()
     parts = loss_parts(leaf[:n], leaf[n:], heads, labels, world, scale)
-    loss = weights["contrastive"] * parts["contrastive"] + weights["classes"] * sum(parts[name] for name in heads)
+    loss = weights["contrastive"] * parts["contrastive"] + weights["classes"] * sum(parts[name] for name in class_heads(heads))
+    if "descriptors" in heads:
+        loss = loss + weights["descriptors"] * (parts["descriptors"] + parts["maccs"])
     if not torch.isfinite(loss):
         raise click.ClickException("the loss is not a number any more; lower --lr or try --precision fp32 (nothing was overwritten)")
     scaler.scale(loss).backward()
@@ -389,7 +333,7 @@ def plot_curves(path, log):
     training, held = [e for e in log if "loss" in e], [e for e in log if "held_out_retrieval" in e]
     if not training:                                       # left before the first line of the log
         return
-    names = [name for name in training[0] if name == "contrastive" or (name[0] == "k" and name[1:].isdigit())]
+    names = [name for name in training[0] if name in ("contrastive", "descriptors", "maccs") or (name[0] == "k" and name[1:].isdigit())]
     figure, axes = plt.subplots(1, len(names) + 1, figsize=(3.4 * (len(names) + 1), 3), layout="constrained")
     width = max(1, len(training) // 12)
     for axis, name in zip(axes, names):
@@ -416,13 +360,6 @@ def describe(entry):
 def report(world, entry):
     if world.rank == 0:
         click.echo(entry if isinstance(entry, str) else describe(entry))
-
-
-def memory_used(device):
-    """Return the most memory this process has held so far, in GB: of the GPU, or of the machine."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def resume_from(path, encoder, heads, optimizers, scaler, config):
@@ -462,17 +399,17 @@ class Positive(click.FloatRange):
 
 
 def parse_loss(context, parameter, value):
-    """Return {"contrastive": weight, "classes": weight} of "contrastive=1,classes=1"; what is not named keeps 1."""
+    """Return {"contrastive": weight, "classes": weight} of "contrastive=1,classes=1"; what is not named keeps 1, descriptors 0."""
     weights = {"contrastive": 1.0, "classes": 1.0}
     for word in value.split(","):
         name, _, number = word.partition("=")
         try:
-            weights[name if name in weights else None] = float(number)
+            weights[name if name in ("contrastive", "classes", "descriptors") else None] = float(number)
             valid = None not in weights and 0 <= weights[name] < 1e6
         except ValueError:
             valid = False
         if not valid:
-            raise click.BadParameter(f"{word!r} is not contrastive=WEIGHT or classes=WEIGHT, of 0 or more")
+            raise click.BadParameter(f"{word!r} is not contrastive=WEIGHT, classes=WEIGHT or descriptors=WEIGHT, of 0 or more")
     if not any(weights.values()):
         raise click.BadParameter("at least one weight must be above 0")
     return weights
@@ -491,7 +428,7 @@ SEED = click.IntRange(0, 2**32 - 1)
 @click.option("--steps", default=None, type=click.IntRange(1), help="Stop after so many optimiser steps.")
 @click.option("--batch", default=256, show_default=True, type=click.IntRange(RUN), help="Molecules in a step, over all processes.")
 @click.option("--lr", default=5e-6, show_default=True, type=Positive(), help="Learning rate of the encoder.")
-@click.option("--loss", default="contrastive=1,classes=1", show_default=True, callback=parse_loss, help="Weights of the two tasks; 0 switches one off.")
+@click.option("--loss", default="contrastive=1,classes=1", show_default=True, callback=parse_loss, help="Weights of the tasks; 0 switches one off; descriptors=1 adds a third.")
 @click.option("--augment", default="default", show_default=True, type=click.Choice(["none", "default", "intense"]), help="Pixel augmentation of both views.")
 @click.option("--tokens", default=None, type=click.Choice(["all", "inked"]), help="Patches the encoder looks at.  [default: all for CLIP's weights, else inked]")
 @click.option("--temperature", default=1 / 15, show_default="1/15", type=Positive(), help="Temperature of the contrastive loss.")
@@ -523,8 +460,9 @@ def prepare(world, device, shards, smiles, labels, out, init, batch, seed, preci
     if world.rank == 0:
         render.check_output(out)
     dtype, reason = pick_precision(precision, device)
-    pictures = FreshPictures(smiles, labels, seed) if smiles else Pictures(shards, labels)
-    order, held = split_held_out(pictures.labels, batch)
+    describe = rest["loss"].get("descriptors", 0) > 0
+    pictures = FreshPictures(smiles, labels, seed, describe) if smiles else Pictures(shards, labels, describe)
+    order, held = split_held_out(pictures.labels.clusters[pictures.row], batch)
     with world.first_alone():
         encoder = load_encoder(init, seed)
     encoder.arch["tokens"] = tokens or encoder.arch["tokens"]
@@ -543,7 +481,7 @@ def train(world, device, config, out, resume, dtype, pictures, order, held, enco
     """Run the optimisation and leave the checkpoint, its log and curves."""
     batch, seed, scale = config["batch"], config["seed"], 1 / config["temperature"]
     torch.manual_seed(seed)
-    heads = torch.nn.ModuleDict({name: torch.nn.Linear(encoder.arch["args"]["output_dim"], count) for name, count in pictures.classes.items()})
+    heads = torch.nn.ModuleDict({name: torch.nn.Linear(encoder.arch["args"]["output_dim"], count) for name, count in pictures.labels.outputs.items()})
     encoder, heads = encoder.to(device), heads.to(device)
     if device.type == "cuda" and encoder.arch["tokens"] == "all":
         encoder.visual.compile()                           # in place: the names in the checkpoint stay

@@ -1,6 +1,6 @@
 """What looking only at inked patches gains, and what it costs in accuracy.
 
-    python benchmarks/tokens.py speed                                     # about 6 minutes on 2 cores; results/tokens.csv
+    python benchmarks/tokens.py speed                                     # about 9 minutes on 2 cores; results/tokens.csv
     python benchmarks/tokens.py accuracy --init dinov2-small.safetensors  # about an hour; results/tokens_accuracy.csv
 
 speed: training images a second and peak memory on the real mix of plain and styled drawings, both modes in turns.

@@ -160,7 +160,7 @@ def test_other_molecules_get_the_labels_they_would_have_had(clustered, tmp_path)
     empty = 12 - len(set(after.tolist()) - {-1})
     assert meta["label_sets"]["k12"]["empty"] == empty and f"k = 12: {empty} clusters empty" in said and "-1 for 1 rejected rows" in said
     facts = render.input_facts(str(tmp_path / "new.csv"))
-    assert list(pretrain.read_labels(tmp_path / "new.npz", tmp_path, facts)) == ["k4", "k12"]
+    assert list(pretrain.Labels(tmp_path / "new.npz", tmp_path, facts).outputs) == ["k4", "k12"]
 
 
 @pytest.mark.parametrize("change, says", [

@@ -1,0 +1,147 @@
+"""Where training computes: the device, its arithmetic, how many pictures fit, and the processes of torchrun.
+
+The scripts take these from pretrain.py; this file has no command of its own.
+"""
+
+import os
+import resource
+import time
+from contextlib import contextmanager, nullcontext
+
+import click
+import torch
+import torch.distributed as dist
+
+import render
+
+
+def pick_device(wanted="auto"):
+    """Return the torch.device for --device auto, cpu or cuda, one card for each process of torchrun."""
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise click.ClickException("--device cuda: PyTorch sees no GPU here; leave the flag out to use the CPU")
+    local, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > count:
+        raise click.ClickException(f"more processes than GPUs ({count}); lower --nproc_per_node")
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
+
+
+def pick_precision(wanted, device):
+    """Return (autocast dtype or None for fp32, the reason in words)."""
+    named = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
+    if wanted in named:
+        return named[wanted], "as asked"
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, "this GPU has it"
+        return torch.float16, "this GPU has no bf16"
+    for name, feature in ((torch.cpu._is_amx_tile_supported, "AMX"), (torch.cpu._is_avx512_bf16_supported, "AVX512-BF16")):
+        if name():
+            return torch.bfloat16, f"this CPU has {feature}"
+    return None, "this CPU has no bf16 arithmetic"
+
+
+def autocast(device, dtype):
+    return torch.autocast(device.type, dtype) if dtype else nullcontext()
+
+
+def fitting_batch(arch, device, dtype):
+    """Return how many pictures train at once in a share of the free memory: 100 bytes for each token, width and layer in fp32."""
+    args = arch["args"]
+    tokens = (render.SIZE // args["patch_size"]) ** 2 // (1 if arch["tokens"] == "all" else 2)
+    each = tokens * args["width"] * args["layers"] * (50 if dtype else 100)
+    if device.type == "cuda":
+        return max(8, min(1024, int(0.5 * torch.cuda.mem_get_info()[0] / each)))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(8, min(512, int(0.33 * memory / int(os.environ.get("LOCAL_WORLD_SIZE", 1)) / each)))
+
+
+def memory_used(device):
+    """Return the most memory this process has held so far, in GB: of the GPU, or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The processes of torchrun
+
+
+class Gather(torch.autograd.Function):
+    """Concatenate a tensor over processes; backwards, sum the gradients of all processes and take this one's part."""
+
+    @staticmethod
+    def forward(context, tensor, world):
+        context.world = world
+        parts = [torch.empty_like(tensor) for _ in range(world.size)]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(context, gradient):
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(context.world.size)[context.world.rank], None
+
+
+class World:
+    """This process among those that torchrun started; alone without torchrun."""
+
+    def __init__(self, device=None):
+        self.size, self.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+        if self.size > 1 and device is not None:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+    def barrier(self):
+        if self.size > 1:
+            dist.barrier()
+
+    @contextmanager
+    def first_alone(self):
+        """Let the first process go ahead and the others follow: clip.load's download is not safe for several at once."""
+        if self.rank:
+            self.barrier()
+        yield
+        if not self.rank:
+            self.barrier()
+
+    def gather(self, tensor):
+        """Return the tensors of all processes, concatenated in rank order; gradients flow back to each."""
+        return Gather.apply(tensor, self) if self.size > 1 else tensor
+
+    def average_gradients(self, parameters):
+        if self.size == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= self.size
+        for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients])):
+            gradient.copy_(part.view_as(gradient))
+
+    def any(self, flag):
+        """Tell whether the flag is up on any process."""
+        if self.size == 1:
+            return flag
+        tensor = torch.tensor(float(flag), device="cuda" if dist.get_backend() == "nccl" else "cpu")
+        dist.all_reduce(tensor)
+        return tensor.item() > 0
+
+    def mean(self, values):
+        """Return the mean over processes of a 1-d tensor."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values / self.size
+
+
+@contextmanager
+def one_voice():
+    """Let the first process alone tell of a user's mistake, which all of them find."""
+    try:
+        yield
+    except click.ClickException:
+        if int(os.environ.get("RANK", 0)):
+            time.sleep(30)                                 # torchrun ends the others when one has left
+        raise
