@@ -83,7 +83,7 @@ def descriptors(item, max_atoms=render.MAX_ATOMS):
 
 
 def all_descriptors(path, readable, smiles_column=None, workers=None, max_atoms=render.MAX_ATOMS):
-    """Return the standardised descriptors, float16 (rows, 66) in -5..5, of all rows; 0, the mean, where there is none."""
+    """Return the standardised descriptors, float16 (rows, 64) in -5..5, of all rows; 0, the mean, where there is none."""
     found, good = [], readable.copy()
     results = render.parallel("cluster:descriptors", render.read_molecules(path, smiles_column), workers, group=256, max_atoms=max_atoms)
     for molecule, result in tqdm(results, total=len(readable), unit=" molecules", desc="descriptors", disable=None):

@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT, first_lines, invoke, mistake, small_molecules
 from PIL import Image
 from rdkit import Chem
-from rdkit.Chem import MACCSkeys
+from rdkit.Chem import Descriptors, MACCSkeys
 
 import cluster
 import pretrain
@@ -134,6 +134,29 @@ def test_mistakes(tmp_path, lines, says):
 @pytest.mark.parametrize("words", [("--k", 3, "--sweep"), ("--sweep", "--assign", "labels.npz"), ("--assign", "labels.npz", "--k", 3)])
 def test_one_thing_at_a_time(molecules, words):
     assert "--k, --assign and --sweep exclude each other" in mistake(cluster.main, molecules, *words, code=2)
+
+
+def test_descriptors_are_rdkits_standardised(clustered, tmp_path):
+    invoke(cluster.main, clustered / "molecules.smi", "--assign", clustered / "labels.npz", "--descriptors", "-o", tmp_path / "labels.npz")
+    (table, maccs), _ = labels_of(tmp_path / "labels.npz", "descriptors", "maccs")
+    assert table.dtype == np.float16 and len(table) == len(maccs) == 96 and (table[7] == 0).all() and (maccs[7] == 0).all()
+    molecules = [Chem.MolFromSmiles(line.split()[0]) for line in (clustered / "molecules.smi").read_text().splitlines() if "broken" not in line]
+    good = np.arange(96) != 7
+    for name, function in (("CalcTPSA", Descriptors.TPSA), ("CalcNumRings", Descriptors.RingCount)):
+        place = cluster.DESCRIPTORS.index(name) + 1                            # behind Crippen's two numbers
+        values = np.array([function(molecule) for molecule in molecules])
+        assert np.allclose(table[good, place], ((values - values.mean()) / values.std()).clip(-5, 5), atol=5e-3)
+    bits = np.unpackbits(maccs[good], axis=1)[:, :167]
+    assert all(list(np.flatnonzero(row)) == list(MACCSkeys.GenMACCSKeys(molecule).GetOnBits()) for row, molecule in zip(bits, molecules))
+    assert np.abs(table).max() <= 5 and np.isfinite(table).all() and "--sweep writes no labels" in mistake(
+        cluster.main, clustered / "molecules.smi", "--sweep", "--descriptors", code=2)
+
+
+def test_a_descriptor_that_an_atom_lacks_is_the_mean(tmp_path):
+    (tmp_path / "a.smi").write_text("CCO\nC[Na]\nCCCN\nOB(O)c1ccccc1\nCCCCl\n")
+    invoke(cluster.main, tmp_path / "a.smi", "--k", 2, "--descriptors", "-o", tmp_path / "labels.npz")
+    (table,), _ = labels_of(tmp_path / "labels.npz", "descriptors")
+    assert np.isfinite(table).all() and len(np.unique(table, axis=0)) == 5
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -117,6 +117,25 @@ def test_a_weight_of_0_switches_a_task_off(weights, silent):
     assert (heads["k5"].weight.grad.abs().sum() == 0) == (silent == "heads")
 
 
+def test_the_third_task_regresses_descriptors(road, desk):
+    for name in ("shards", "molecules.smi"):
+        (desk / name).symlink_to(road / name)
+    desk.run("python cluster.py molecules.smi --k 4 --k 12 --descriptors")
+    desk.run("python pretrain.py --init scratch:nano --batch 32 --steps 12 --epochs 9 --lr 1e-3 --precision fp32 --log-every 1 --augment none "
+             "--loss contrastive=0.5,classes=0,descriptors=2")
+    log = [json.loads(line) for line in (desk / "encoder.log.jsonl").read_text().splitlines()]
+    steps, held = [entry for entry in log if "loss" in entry], log[-1]
+    assert all(e["loss"] == pytest.approx(0.5 * e["contrastive"] + 2 * (e["descriptors"] + e["maccs"]), rel=1e-5) for e in steps)
+    assert steps[-1]["descriptors"] < 0.8 * steps[0]["descriptors"] and steps[-1]["maccs"] < 0.8 * steps[0]["maccs"] and held["held_out_maccs"] > 0
+    heads = torch.load(desk / "encoder.pt", weights_only=True)["heads"]
+    assert heads["descriptors.weight"].shape == (64 + pretrain.MACCS, 512)
+    fresh, stored = pretrain.FreshPictures(str(desk / "molecules.smi"), str(desk / "labels.npz"), 0, True), pretrain.Pictures(desk / "shards", desk / "labels.npz", True)
+    labels = stored.load(np.array([3, 50, 9]), 0)[1]
+    arrays = np.load(desk / "labels.npz")
+    assert (labels == fresh.load(np.array([3, 50, 9]), 0)[1]).all() and (labels[1, 2:66] == torch.from_numpy(arrays["descriptors"][51]).float()).all()    # row 7 is broken
+    assert (labels[1, :2].tolist() == [arrays["k4"][51], arrays["k12"][51]]) and labels.shape == (3, 2 + 64 + pretrain.MACCS)
+
+
 def test_an_images_features_do_not_depend_on_its_neighbours():
     encoder = pretrain.load_encoder("scratch:tiny").eval()
     drawn = index_pictures(6)[0]
@@ -376,6 +395,7 @@ def test_the_saved_encoder_loads_to_the_same_function(road, tmp_path):
     (["-o", "there.pt", "--batch", "32"], "--resume"),
     (["--loss", "contrastive=0,classes=0"], "above 0"),
     (["--loss", "colour=1"], "is not contrastive=WEIGHT"),
+    (["--loss", "descriptors=1", "--batch", "32"], "make it again with cluster.py --descriptors"),
     (["-o", "encoder.json", "--batch", "32"], "ends in .pt"),
     (["--resume", "-o", "../road.pt", "--batch", "32", "--init", "scratch:nano", "--lr", "1e-3", "--steps", "9"], "made with lr"),
 ])
@@ -385,7 +405,7 @@ def test_mistakes(road, monkeypatch, words, says, tmp_path):
     (tmp_path / "there.pt").touch()
     (tmp_path.parent / "road.pt").write_bytes((road / "encoder.pt").read_bytes())
     monkeypatch.chdir(tmp_path)
-    assert says in mistake(pretrain.main, *words, code=2 if "--loss" in words else 1)
+    assert says in mistake(pretrain.main, *words, code=2 if "--loss" in words and "--batch" not in words else 1)
     assert not (tmp_path / "encoder.pt").exists()
 
 

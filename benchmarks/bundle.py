@@ -1,0 +1,78 @@
+"""How weights/moleclip-small.pt is made: its molecules, and the file that is released. What lies between is in weights/README.md.
+
+    python benchmarks/bundle.py molecules druglike.smi.gz -o data/druglike_100000.smi.gz    # minutes
+    python benchmarks/bundle.py release encoder.pt                                         # seconds; writes weights/
+
+molecules: a random sample of a large file, after every molecule of the eight evaluation sets is taken out (not only those of their
+test parts, so that no seed of a split matters), by RDKit's canonical SMILES.
+release: the encoder in fp16 without heads and optimiser, with its SHA-256, log and curves beside it.
+"""
+
+import gzip
+import hashlib
+import io
+import shutil
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from rdkit import Chem, RDLogger
+from record import ROOT                                     # which puts the project's own scripts before these
+
+import pretrain
+import render
+
+EVALUATED = ("esol", "freesolv", "bace", "bbbp", "dhbd", "nhcs", "phosphines_yield", "kraken")
+RELEASED = ROOT / "weights" / "moleclip-small.pt"
+
+
+def canonical(smiles):
+    """Return RDKit's canonical SMILES, or "" if it can't be read."""
+    molecule = Chem.MolFromSmiles(smiles)
+    return Chem.MolToSmiles(molecule) if molecule else ""
+
+
+@click.group()
+def main():
+    """Make what the bundled encoder is made of, and release it."""
+
+
+@main.command()
+@click.argument("source")
+@click.option("-o", "--out", required=True, help="File to write, .smi.gz.")
+@click.option("--count", default=100_000, show_default=True, help="Molecules in the sample.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the sample.")
+def molecules(source, out, count, seed):
+    """Sample SOURCE without the molecules of the evaluation sets."""
+    RDLogger.DisableLog("rdApp.*")
+    evaluated = {canonical(m.smiles) for name in EVALUATED for m in render.read_molecules(str(ROOT / "data" / f"{name}.csv"))} - {""}
+    found = [canonical(m.smiles) for m in render.read_molecules(source)]
+    free = list(dict.fromkeys(smiles for smiles in found if smiles and smiles not in evaluated))
+    print(f"{len(found)} molecules; {len(set(found) & evaluated)} of the {len(evaluated)} distinct ones of the evaluation sets among them, taken out")
+    chosen = np.random.default_rng(seed).permutation(len(free))[:count]
+    packed = io.BytesIO()
+    with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as stream:                   # no date inside: the same bytes each time
+        stream.write("".join(f"{free[i]}\n" for i in chosen).encode())
+    render.save_whole(out, lambda name: Path(name).write_bytes(packed.getvalue()))
+    print(f"{out}: {len(chosen)} of the remaining {len(free)}, in random order")
+
+
+@main.command()
+@click.argument("encoder")
+def release(encoder):
+    """Write ENCODER, a checkpoint of pretrain.py, into weights/ as the bundled one."""
+    checkpoint = pretrain.load_checkpoint(encoder)
+    RELEASED.parent.mkdir(exist_ok=True)
+    half = {name: value.half() for name, value in checkpoint["encoder"].items()}
+    assert all(torch.isfinite(value).all() for value in half.values())
+    pretrain.save_checkpoint(RELEASED, encoder=half, **{key: checkpoint[key] for key in ("arch", "step", "config", "metrics")})
+    digest = hashlib.sha256(RELEASED.read_bytes()).hexdigest()
+    RELEASED.with_suffix(".pt.sha256").write_text(f"{digest}  {RELEASED.name}\n")
+    for suffix in (".json", ".log.jsonl", ".curves.png"):
+        shutil.copy(Path(encoder).with_suffix(suffix), RELEASED.with_suffix(suffix))
+    print(f"{RELEASED}: {RELEASED.stat().st_size / 1e6:.1f} MB, step {checkpoint['step']}, SHA-256 {digest}")
+
+
+if __name__ == "__main__":
+    main()
