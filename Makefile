@@ -1,12 +1,13 @@
 # make demo: set up and run all six stations on real molecules (4 minutes on 2 cores, once installed)
 # make test: set up and run the tests
+# make tables: renew the README's tables from benchmarks/results/
 SHELL := /bin/bash
 .SHELLFLAGS := -e -o pipefail -c
 PYTHON ?= python3
 BIN := .venv/bin
 SOLUBILITY := demo/runs/esol
 
-.PHONY: demo test clean
+.PHONY: demo test tables clean
 .DELETE_ON_ERROR:
 
 .venv/ready: requirements.txt
@@ -29,6 +30,9 @@ demo: .venv/ready
 	$(BIN)/python export.py $(SOLUBILITY) -o demo/model.onnx
 	$(BIN)/python predict.py demo/model.onnx data/new_molecules.txt -o demo/predictions.csv
 	@$(BIN)/python -c "$$SUMMARY"
+
+tables: .venv/ready
+	$(BIN)/python benchmarks/tables.py
 
 clean:
 	rm -rf demo .venv .pytest_cache __pycache__ tests/__pycache__

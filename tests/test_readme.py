@@ -1,5 +1,7 @@
 import importlib
 import re
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT, STATIONS
@@ -44,3 +46,8 @@ def test_what_has_no_command_has_one_owner():
     for path in ROOT.glob("*.py"):
         found = set(re.findall(r"^\s*(?:import|from) (\w+)", path.read_text(), re.M))
         assert all(path.stem in owners[name] for name in found & set(owners)), path.name
+
+
+def test_the_tables_are_what_the_results_say():
+    done = subprocess.run([sys.executable, ROOT / "benchmarks" / "tables.py", "--check"], capture_output=True, text=True)
+    assert not done.returncode, done.stderr

@@ -1,0 +1,99 @@
+"""The README's tables, made from benchmarks/results/ and published.csv.
+
+    make tables                              # rewrites what stands between the marks in README.md
+    python benchmarks/tables.py --check      # exit code 1 if README.md is not what the results say
+
+A table stands between <!-- table NAME --> and <!-- end -->; what no result fills stays visibly empty.
+"""
+
+import csv
+import re
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+README = HERE.parent / "README.md"
+SETS = {"esol": "ESOL, scaffold, RMSE in log mol/L", "freesolv": "FreeSolv, scaffold, RMSE in kcal/mol", "bace": "BACE, scaffold, ROC-AUC",
+        "bbbp": "BBBP, scaffold, ROC-AUC", "dhbd": "DHBDs, random, MAE in eV", "nhcs": "NHCs, random, MAE in e",
+        "phosphines_yield": "phosphine yield, random, MAE as fraction", "kraken": "Kraken buried volumes, random, MAE in %"}
+OURS = {"mean of training": "mean of training", "ECFP + random forest": "ECFP + random forest", "ECFP + MLP": "ECFP + MLP", "DINOv2-S, frozen": "DINOv2-S frozen",
+        "bundled, frozen": "bundled frozen", "scratch, finetuned": "scratch finetuned", "DINOv2-S, finetuned": "DINOv2-S finetuned",
+        "bundled, finetuned": "bundled finetuned"}
+PUBLISHED = ("MoleCLIP", "ImageMol", "GEM")
+
+
+def read(name):
+    path = HERE / name
+    return list(csv.DictReader(open(path, newline=""))) if path.exists() else []
+
+
+def number(value):
+    """Return a figure with three significant digits, as text."""
+    text = f"{float(value):#.3g}".rstrip(".")
+    return f"{float(value):.0f}" if "e" in text else text
+
+
+def markdown(header, rows):
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in (header, ["---"] * len(header), *rows)]
+    return "\n".join(lines)
+
+
+def accuracy():
+    """Sets by models: the test figure ± 95% t-interval over seeds, and the published figures ± what they give."""
+    metric = {name: title.split(", ")[2].split(" in ")[0].split(" as ")[0] for name, title in SETS.items()}
+    ours = {(row["set"], row["model"]): row for row in read("results/accuracy.csv") if row["metric"] == metric.get(row["set"])}
+    theirs = {(row["set"], row["model"]): row for row in read("published.csv")}
+    rows = []
+    for name, title in SETS.items():
+        cells = [title]
+        for found, spread in [(ours.get((name, model)), "ci95") for model in OURS] + [(theirs.get((name, model)), "spread") for model in PUBLISHED]:
+            cells.append("" if not found else number(found["mean"]) + (f" ± {float(found[spread]):.2g}" if float(found[spread]) else ""))
+        rows.append(cells)
+    return markdown(["set, split, metric", *OURS.values(), *(f"{model}, published" for model in PUBLISHED)], rows)
+
+
+def prediction():
+    """Sizes of encoder by ways of prediction, molecules a second."""
+    found = {(row["encoder"], row["way"], row["tokens"], row["precision"]): row for row in read("results/predict.csv")}
+    rows = []
+    for size, tokens in (("tiny", "inked"), ("small", "inked"), ("base", "inked"), ("base", "all")):
+        encoder = f"ViT {size}, patch 16"
+        ways = found[encoder, "the original's", "all", "fp32"], *(found[encoder, "predict.py", tokens, precision] for precision in ("fp32", "int8"))
+        rows.append([encoder + (", all tokens" if tokens == "all" else ""), *(number(way["molecules/s"]) for way in ways), number(ways[2]["times the original"]) + " times"])
+    return markdown(["encoder", "the original's way", "fp32", "int8", "int8 against the original's"], rows)
+
+
+def training():
+    """Sizes of encoder by tokens, images a second in pretraining, in turns."""
+    rows = [[row["encoder"], number(row["all, images/s"]), number(row["inked, images/s"]), number(row["inked / all"]) + " times",
+             f"{number(row['all, peak memory, GB'])} and {number(row['inked, peak memory, GB'])} GB"] for row in read("results/tokens.csv")]
+    return markdown(["encoder, bf16", "all tokens, images/s", "inked tokens", "", "peak memory"], rows)
+
+
+def tokens():
+    """Modes by encoder: what looking at inked patches alone costs in accuracy."""
+    rows = []
+    for row in read("results/tokens_accuracy.csv"):
+        sets = [key.removesuffix(", MAE") for key in row if key.endswith(", MAE")]
+        rows.append([row["encoder"], row["tokens"], number(row["cosine between the modes"]),
+                     *(f"{number(row[f'{name}, MAE'])} ± {float(row[f'{name}, SD over seeds']):.2g}" for name in sets)])
+    return markdown(["encoder", "tokens", "cosine between the modes", *sets], rows) if rows else ""
+
+
+TABLES = {"accuracy": accuracy, "prediction": prediction, "training": training, "tokens": tokens}
+
+
+def renewed(text):
+    """Return the README's text with every marked table made anew."""
+    def replace(match):
+        return f"{match[1]}<!-- table {match[2]} -->\n" + "".join(f"{match[1]}{line}\n" for line in TABLES[match[2]]().splitlines()) + f"{match[1]}<!-- end -->"
+
+    return re.sub(r"^([ ]*)<!-- table (\w+) -->\n.*?<!-- end -->", replace, text, flags=re.S | re.M)
+
+
+if __name__ == "__main__":
+    before = README.read_text()
+    after = renewed(before)
+    if "--check" in sys.argv:
+        sys.exit("README.md is not what benchmarks/results says; run: make tables" if after != before else 0)
+    README.write_text(after)
