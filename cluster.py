@@ -27,7 +27,7 @@ DEFAULT_KS = (300, 3000)
 MINIBATCH_FROM = 20_000  # rows from which MiniBatchKMeans is used, in batches of as many (MoleCLIP's own switch)
 PASSES = 10             # of MiniBatchKMeans over all molecules
 CHUNK = 2048            # molecules whose distances to all centroids are in memory at once
-CLIP = 5                # standard deviations at which a descriptor is cut off: one peptide must not rule the scale of the others
+CLIP = 5                # standard deviations at which a descriptor is cut off: one peptide's must not outweigh a batch of others
 DESCRIPTORS = (         # of rdMolDescriptors: those that take well under a millisecond; some give several numbers
     "CalcExactMolWt", "CalcNumHeavyAtoms", "CalcCrippenDescriptors", "CalcTPSA", "CalcLabuteASA", "CalcNumHBA", "CalcNumHBD",
     "CalcNumRotatableBonds", "CalcNumHeteroatoms", "CalcNumRings", "CalcNumAromaticRings", "CalcNumAliphaticRings",
@@ -84,18 +84,17 @@ def descriptors(item, max_atoms=render.MAX_ATOMS):
 
 def all_descriptors(path, readable, smiles_column=None, workers=None, max_atoms=render.MAX_ATOMS):
     """Return the standardised descriptors, float16 (rows, 64) in -5..5, of all rows; 0, the mean, where there is none."""
-    found, good = [], readable.copy()
+    values = None                                           # float32 (rows, 64): 0.5 GB for 2 million molecules
     results = render.parallel("cluster:descriptors", render.read_molecules(path, smiles_column), workers, group=256, max_atoms=max_atoms)
     for molecule, result in tqdm(results, total=len(readable), unit=" molecules", desc="descriptors", disable=None):
-        good[molecule.row] &= isinstance(result, bytes)
-        if good[molecule.row]:
-            found.append(np.frombuffer(result, np.float32))
-    values = np.stack(found).astype(np.float64)
-    values[~np.isfinite(values)] = np.nan                   # partial charges of an atom that Gasteiger's table lacks
-    values -= np.nanmean(values, 0)
-    values /= np.nanstd(values, 0) + 1e-9
-    table = np.zeros((len(readable), values.shape[1]), np.float16)
-    table[good] = np.nan_to_num(values.clip(-CLIP, CLIP))
+        if isinstance(result, bytes):
+            found = np.frombuffer(result, np.float32)
+            values = np.full((len(readable), len(found)), np.nan, np.float32) if values is None else values
+            values[molecule.row] = np.where(np.isfinite(found), found, np.nan)
+    table = np.zeros(values.shape, np.float16)
+    for i, column in enumerate(values.T):
+        column = column.astype(np.float64)
+        table[:, i] = np.nan_to_num(((column - np.nanmean(column)) / (np.nanstd(column) + 1e-9)).clip(-CLIP, CLIP))
     return table
 
 
@@ -299,8 +298,8 @@ def main(source, out, ks, assign, sweep, describe, seed, workers, max_atoms, smi
     if sweep:
         return sweep_to(folder, source, packed, seed)
     meta = facts | {"seed": origin["seed"] if assign else seed, "max_atoms": max_atoms} | ({"assigned_from": origin} if assign else {})
-    table = all_descriptors(source, readable, smiles_column, workers, max_atoms) if describe else None
-    save_labels(out, packed, readable, sets or fit_all(source, packed, ks or DEFAULT_KS, seed), meta, table)
+    sets = sets or fit_all(source, packed, ks or DEFAULT_KS, seed)
+    save_labels(out, packed, readable, sets, meta, all_descriptors(source, readable, smiles_column, workers, max_atoms) if describe else None)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 import resource
 import time
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import click
 import torch
@@ -48,14 +49,23 @@ def autocast(device, dtype):
 
 
 def fitting_batch(arch, device, dtype):
-    """Return how many pictures train at once in a share of the free memory: 100 bytes for each token, width and layer in fp32."""
+    """Return how many pictures train at once: half of a GPU's free memory, a third of the machine's, at 100 bytes (fp32) for each
+    token, width and layer."""
     args = arch["args"]
     tokens = (render.SIZE // args["patch_size"]) ** 2 // (1 if arch["tokens"] == "all" else 2)
     each = tokens * args["width"] * args["layers"] * (50 if dtype else 100)
     if device.type == "cuda":
         return max(8, min(1024, int(0.5 * torch.cuda.mem_get_info()[0] / each)))
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(8, min(512, int(0.33 * memory / int(os.environ.get("LOCAL_WORLD_SIZE", 1)) / each)))
+    return max(8, min(512, int(0.33 * memory_limit() / int(os.environ.get("LOCAL_WORLD_SIZE", 1)) / each)))
+
+
+def memory_limit():
+    """Return the bytes of memory that this process could have: the machine's, or its control group's if that is less."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        text = Path(path).read_text().strip() if Path(path).is_file() else "max"
+        limits += [int(text)] if text.isdigit() else []
+    return min(limits)
 
 
 def memory_used(device):

@@ -366,7 +366,7 @@ def resume_from(path, encoder, heads, optimizers, scaler, config):
     """Restore a checkpoint into the run's parts and return (step, log). Raises if the run's settings differ."""
     checkpoint = load_checkpoint(path)
     before = checkpoint.get("config", {})
-    for key in ("input_sha256", "batch", "seed", "init", "lr", "temperature", "loss", "tokens", "augment"):
+    for key in ("input_sha256", "batch", "seed", "init", "lr", "temperature", "loss", "tokens", "augment", "optimizer"):
         if before.get(key) != config[key]:
             raise click.ClickException(f"{path}: was made with {key} {before.get(key)}, not {config[key]}; resume with the same settings, or give another -o")
     try:
@@ -399,7 +399,7 @@ class Positive(click.FloatRange):
 
 
 def parse_loss(context, parameter, value):
-    """Return {"contrastive": weight, "classes": weight} of "contrastive=1,classes=1"; what is not named keeps 1, descriptors 0."""
+    """Return {"contrastive": weight, "classes": weight} of "contrastive=1,classes=1"; what is not named keeps 1. "descriptors" is there if above 0."""
     weights = {"contrastive": 1.0, "classes": 1.0}
     for word in value.split(","):
         name, _, number = word.partition("=")
@@ -410,6 +410,8 @@ def parse_loss(context, parameter, value):
             valid = False
         if not valid:
             raise click.BadParameter(f"{word!r} is not contrastive=WEIGHT, classes=WEIGHT or descriptors=WEIGHT, of 0 or more")
+    if not weights.get("descriptors", 1):
+        del weights["descriptors"]
     if not any(weights.values()):
         raise click.BadParameter("at least one weight must be above 0")
     return weights
@@ -460,7 +462,7 @@ def prepare(world, device, shards, smiles, labels, out, init, batch, seed, preci
     if world.rank == 0:
         render.check_output(out)
     dtype, reason = pick_precision(precision, device)
-    describe = rest["loss"].get("descriptors", 0) > 0
+    describe = "descriptors" in rest["loss"]
     pictures = FreshPictures(smiles, labels, seed, describe) if smiles else Pictures(shards, labels, describe)
     order, held = split_held_out(pictures.labels.clusters[pictures.row], batch)
     with world.first_alone():
@@ -473,7 +475,7 @@ def prepare(world, device, shards, smiles, labels, out, init, batch, seed, preci
         if pictures.unlabelled:
             click.echo(f"{pictures.unlabelled} drawings have no label and are left out")
     config = {"shards": str(smiles or shards), "labels": str(labels), "input_sha256": pictures.sha256, "init": init, "batch": batch, "seed": seed,
-              "tokens": encoder.arch["tokens"]} | rest
+              "tokens": encoder.arch["tokens"], "optimizer": "AdamW"} | rest
     return config, out, resume and Path(out).exists(), dtype, pictures, order, held, encoder
 
 
@@ -488,7 +490,7 @@ def train(world, device, config, out, resume, dtype, pictures, order, held, enco
     eye = Eye(encoder, device, dtype, config["augment"], config["micro_batch"] or fitting_batch(encoder.arch, device, dtype))
     rates = config["lr"], 0.01
     # AdamW, not the paper's Adam: there the decay of 0.1 joins gradients that are mostly smaller, and moves every weight by the
-    # learning rate a step. From DINOv2-S at 5e-5 the contrastive loss then still stood near chance after 60 steps.
+    # learning rate a step: from DINOv2-S at 5e-5 the contrastive loss was after 80 steps still 3.6, not 2.2 (chance 4.2).
     optimizers = [torch.optim.AdamW(encoder.parameters(), rates[0], weight_decay=0.1, fused=True, **ADAM),
                   torch.optim.Adam(heads.parameters(), rates[1], betas=ADAM["betas"], fused=True)]
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)

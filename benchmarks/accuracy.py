@@ -1,58 +1,86 @@
-"""How good the models are: one column of results/accuracy.csv for each way of training, on the paper's data sets and splits.
+"""How good the models are, on the paper's data sets and splits: one column of a table for each encoder and way of training.
 
     python benchmarks/accuracy.py frozen --init dinov2-small.safetensors --name DINOv2-S         # minutes to an hour on 2 cores
-    python benchmarks/accuracy.py finetuned --init weights/moleclip-small.pt --name bundled --sets esol,freesolv
+    python benchmarks/accuracy.py finetuned --init bundled --name bundled --sets esol,freesolv   # hours on 2 cores
+    python benchmarks/accuracy.py frozen --init bundled --name bundled --study r-groups          # original and R pictures
+    python benchmarks/accuracy.py frozen --init bundled --name bundled --study fractions         # 10, 30 and 100% of ESOL's training part
 
-Each cell is one command of finetune.py, which stands in the table beside its figures: settings are chosen on validation, every
-number is the test part's, mean and 95% t-interval over seeds. Cells that are in the table already are skipped; the fingerprint
-baselines are taken along with the column `frozen`. Runs lie in benchmarks/runs/.
+The transfer from Kraken's buried volumes to the yields: --init benchmarks/runs/kraken-finetuned-bundled/model.pt --name
+"bundled, then Kraken" --sets phosphines_yield. Each cell is one command of finetune.py, which stands in the table beside its
+figures: settings are chosen on validation, every number is the test part's, mean and 95% t-interval over seeds. Cells that are in
+the table already are skipped; the fingerprint baselines are taken along with the column `frozen`. Runs lie in benchmarks/runs/.
 """
 
 import csv
 import importlib.metadata
+import os
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import click
-from record import ROOT, commit, machine
+import numpy as np
+from record import ROOT, commit, machine                    # which puts the project's own scripts before these
 
 SETS = {"esol": ("scaffold", "RMSE"), "freesolv": ("scaffold", "RMSE"), "bace": ("scaffold", "ROC-AUC"), "bbbp": ("scaffold", "ROC-AUC"),
         "dhbd": ("random", "MAE"), "nhcs": ("random", "MAE"), "phosphines_yield": ("random", "MAE"), "kraken": ("random", "MAE")}
 WAYS = {"frozen": "--freeze --epochs 200 --patience 40 --lr-head 1e-3,4e-4,1e-4",
         "finetuned": "--epochs 40 --patience 10 --lr-encoder 5e-5 --lr-head 4e-4 --augment none,default"}
-RESULTS = ROOT / "benchmarks" / "results" / "accuracy.csv"
-FIELDS = ("set", "split", "model", "metric", "mean", "sd", "ci95", "seeds", "versions", "machine", "commit", "command")
+STUDIES = {"sets": ("accuracy", list(SETS), [""]), "r-groups": ("r_groups", ["esol", "freesolv"], ["original", "R-groups"]),
+           "fractions": ("fractions", ["esol"], ["10%", "30%", "100%"])}       # results file, sets, variants of each
+RESULTS, RUNS = ROOT / "benchmarks" / "results", ROOT / "benchmarks" / "runs"
+FIELDS = ("set", "split", "model", "variant", "metric", "mean", "sd", "ci95", "seeds", "versions", "machine", "commit", "command")
 
 
-def read_results():
-    return list(csv.DictReader(open(RESULTS, newline=""))) if RESULTS.exists() else []
+def read_results(study):
+    path = RESULTS / f"{STUDIES[study][0]}.csv"
+    return list(csv.DictReader(open(path, newline=""))) if path.exists() else []
 
 
-def run_cell(name, way, model, init, seeds):
+def split_of(name, study, variant, seeds):
+    """Return --split's value: as the paper has it (random for R-groups), or a file with a part of the training molecules."""
+    if study != "fractions":
+        return "random" if study == "r-groups" else SETS[name][0]
+    import table
+    data = table.Data(ROOT / "data" / f"{name}.csv")
+    usable = [i for i, problem in enumerate(data.problems) if not problem]
+    path, columns = RUNS / f"{name}-{variant.rstrip('%')}.csv", {}
+    for seed in seeds.split(","):
+        parts = table.make_split(data, usable, SETS[name][0], int(seed), warn=False)
+        order = np.random.default_rng(int(seed)).permutation(parts["train"])               # nested: the 10% are among the 30%
+        parts["train"] = order[:round(len(order) * float(variant.rstrip("%")) / 100)]
+        columns[seed] = {int(i): part for part, rows in parts.items() for i in rows}
+    path.parent.mkdir(exist_ok=True)
+    with open(path, "w", newline="") as stream:
+        csv.writer(stream).writerows([["row", *(f"seed_{seed}" for seed in columns)], *([i, *(c.get(i, "") for c in columns.values())] for i in range(len(data)))])
+    return str(path.relative_to(ROOT))
+
+
+def run_cell(name, way, model, init, seeds, study, variant):
     """Finetune on one set and return its rows of the table."""
-    split, metric = SETS[name]
-    out = ROOT / "benchmarks" / "runs" / f"{name} {way} {model}".replace(" ", "-")
-    words = [sys.executable, "finetune.py", "--data", f"data/{name}.csv", "--split", split, "--seeds", seeds, *WAYS[way].split(), "--init", init, "-o", str(out)]
+    split, metric = split_of(name, study, variant, seeds), "MAE" if study == "r-groups" else SETS[name][1]
+    out = RUNS / f"{name} {way} {model} {variant}".strip().replace(" ", "-").replace(",", "").replace("%", "")
+    words = [sys.executable, "finetune.py", "--data", f"data/{name}.csv", "--split", split, "--seeds", seeds, *WAYS[way].split(),
+             *(["--r-groups"] if variant == "R-groups" else []), "--init", init, "-o", str(out)]
     if not (out / "metrics.json").exists():
         subprocess.run(words, cwd=ROOT, check=True)
-    command = shlex.join(["python", *words[1:-4], "--init", Path(init).name])
+    command = shlex.join(["python", *words[1:-4], "--init", os.path.relpath(init, ROOT) if Path(init).is_relative_to(ROOT) else Path(init).name])
     facts = {"versions": " ".join(f"{p} {importlib.metadata.version(p)}" for p in ("torch", "rdkit", "scikit-learn")), "machine": machine(), "commit": commit(), "command": command}
     rows = []
     for line in csv.DictReader(open(out / "scores.csv", newline="")):
         title = f"{model}, {way}" if line["method"] == "this model" else line["method"]
         if line["target"] == "" and line["metric"] in (metric, "MAE", "Spearman", "PR-AUC") and (way == "frozen" or title != line["method"]):
-            rows.append({"set": name, "split": split, "model": title} | {key: line[key] for key in ("metric", "mean", "sd", "ci95", "seeds")} | facts)
+            rows.append({"set": name, "split": Path(split).stem, "model": title, "variant": variant} | {key: line[key] for key in ("metric", "mean", "sd", "ci95", "seeds")} | facts)
     return rows
 
 
-def save(rows):
+def save(study, rows):
     """Write the table, the sets in their order, and the newest figure of each cell."""
-    cells = {(row["set"], row["model"], row["metric"]): row for row in rows}
+    cells = {(row["set"], row["model"], row["variant"], row["metric"]): row for row in rows}
     order = sorted(cells.values(), key=lambda row: (list(SETS).index(row["set"]), row["metric"] != SETS[row["set"]][1], row["metric"]))
-    with open(RESULTS, "w", newline="") as stream:
-        table = csv.DictWriter(stream, FIELDS)
+    with open(RESULTS / f"{STUDIES[study][0]}.csv", "w", newline="") as stream:
+        table = csv.DictWriter(stream, FIELDS, restval="")
         table.writeheader()
         table.writerows(order)
 
@@ -61,18 +89,20 @@ def save(rows):
 @click.argument("way", type=click.Choice(list(WAYS)))
 @click.option("--init", required=True, help="Encoder to start from.")
 @click.option("--name", required=True, help="What the table calls it.")
-@click.option("--sets", default=",".join(SETS), show_default=True, help="Data sets.")
+@click.option("--study", default="sets", show_default=True, type=click.Choice(list(STUDIES)), help="What is compared.")
+@click.option("--sets", default=None, help="Data sets.  [default: all of the study]")
 @click.option("--seeds", default="1,2,3", show_default=True, help="Seeds of split and training.")
-def main(way, init, name, sets, seeds):
+def main(way, init, name, study, sets, seeds):
     init = str(Path(init).resolve()) if Path(init).exists() else init
-    for one in sets.split(","):
-        if any(row["set"] == one and row["model"] == f"{name}, {way}" for row in read_results()):
-            print(f"{one}: done")
-            continue
-        save(read_results() + run_cell(one, way, name, init, seeds))
-    for row in read_results():
-        if row["metric"] == SETS[row["set"]][1]:
-            print(f"{row['set']:18s}{row['split']:10s}{row['model']:28s}{row['metric']:>8s} {float(row['mean']):.4g} ± {float(row['ci95']):.2g}")
+    for one in sets.split(",") if sets else STUDIES[study][1]:
+        for variant in STUDIES[study][2]:
+            if any((row["set"], row["model"], row["variant"]) == (one, f"{name}, {way}", variant) for row in read_results(study)):
+                print(f"{one} {variant}: done")
+                continue
+            save(study, read_results(study) + run_cell(one, way, name, init, seeds, study, variant))
+    for row in read_results(study):
+        if row["metric"] == ("MAE" if study == "r-groups" else SETS[row["set"]][1]):
+            print(f"{row['set']:18s}{row['split']:10s}{row['model']:28s}{row['variant']:10s}{row['metric']:>8s} {float(row['mean']):.4g} ± {float(row['ci95']):.2g}")
 
 
 if __name__ == "__main__":

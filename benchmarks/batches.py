@@ -50,4 +50,4 @@ def main(run):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1] if len(sys.argv) > 1 else "demo/runs/esol")

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.metadata
+import io
 import os
 import platform
 import subprocess
@@ -27,15 +28,16 @@ def commit():
 
 
 def record(name, rows, packages):
-    """Write rows, a list of dicts with the same keys, and print them."""
+    """Write rows, a list of dicts with the same keys, and print them. Rows of an earlier run keep the facts they have."""
     facts = {"machine": machine(), "versions": " ".join(f"{p} {importlib.metadata.version(p)}" for p in packages), "commit": commit(),
              "command": "python " + " ".join([os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])}
     path = ROOT / "benchmarks" / "results" / f"{name}.csv"
     path.parent.mkdir(exist_ok=True)
-    with open(path, "w", newline="") as stream:
-        table = csv.DictWriter(stream, [*rows[0], *facts])
-        table.writeheader()
-        table.writerows(row | facts for row in rows)
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, [*rows[-1], *facts])
+    table.writeheader()
+    table.writerows(facts | row for row in rows)
+    path.write_text(text.getvalue(), newline="")
     for row in rows:
-        print("   ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+        print("   ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in row.items() if key not in facts))
     print(f"-> {os.path.relpath(path)}")

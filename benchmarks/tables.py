@@ -39,15 +39,17 @@ def markdown(header, rows):
 
 
 def accuracy():
-    """Sets by models: the test figure ± 95% t-interval over seeds, and the published figures ± what they give."""
+    """Sets by models: the test figure ± 95% t-interval over seeds, and the published figures."""
     metric = {name: title.split(", ")[2].split(" in ")[0].split(" as ")[0] for name, title in SETS.items()}
     ours = {(row["set"], row["model"]): row for row in read("results/accuracy.csv") if row["metric"] == metric.get(row["set"])}
     theirs = {(row["set"], row["model"]): row for row in read("published.csv")}
     rows = []
     for name, title in SETS.items():
         cells = [title]
-        for found, spread in [(ours.get((name, model)), "ci95") for model in OURS] + [(theirs.get((name, model)), "spread") for model in PUBLISHED]:
-            cells.append("" if not found else number(found["mean"]) + (f" ± {float(found[spread]):.2g}" if float(found[spread]) else ""))
+        for found in [ours.get((name, model)) for model in OURS]:
+            interval = float(found["ci95"] or 0) if found else 0
+            cells.append("" if not found else number(found["mean"]) + (f" ± {interval:.2g}" if interval > 1e-9 else ""))
+        cells += [theirs[name, model]["mean"] if (name, model) in theirs else "" for model in PUBLISHED]
         rows.append(cells)
     return markdown(["set, split, metric", *OURS.values(), *(f"{model}, published" for model in PUBLISHED)], rows)
 

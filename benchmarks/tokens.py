@@ -22,8 +22,8 @@ from record import ROOT, record                             # which puts the pro
 
 MODES, TURNS = ("all", "inked"), 3
 RUN = ROOT / "benchmarks" / "runs" / "tokens"
-PRETRAIN = "--batch 64 --lr 5e-5 --loss contrastive=1,classes=0.03 --epochs 2 --log-every 5"
-FROZEN = "--freeze --epochs 200 --patience 20 --lr-head 4e-4 --seeds 1,2,3,4,5"
+PRETRAIN = "--batch 32 --lr 2e-5 --loss contrastive=1,classes=0.03 --epochs 2 --steps 88 --log-every 4"         # with all tokens 5e-5 collapses
+FROZEN = "--freeze --epochs 200 --patience 15 --lr-head 4e-4 --seeds 1,2,3,4,5"
 
 
 def python(*words):

@@ -152,13 +152,6 @@ def test_descriptors_are_rdkits_standardised(clustered, tmp_path):
         cluster.main, clustered / "molecules.smi", "--sweep", "--descriptors", code=2)
 
 
-def test_a_descriptor_that_an_atom_lacks_is_the_mean(tmp_path):
-    (tmp_path / "a.smi").write_text("CCO\nC[Na]\nCCCN\nOB(O)c1ccccc1\nCCCCl\n")
-    invoke(cluster.main, tmp_path / "a.smi", "--k", 2, "--descriptors", "-o", tmp_path / "labels.npz")
-    (table,), _ = labels_of(tmp_path / "labels.npz", "descriptors")
-    assert np.isfinite(table).all() and len(np.unique(table, axis=0)) == 5
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # --assign
 
