@@ -98,11 +98,13 @@ def print_table(table, seeds):
     if len(scores["targets"]) > 1:
         rows += [(f"  {target}"[:40], found) for target, found in scores["targets"].items()]
     wide = max(len(title), *(len(name) for name, _ in rows)) + 2
-    click.echo(f"\n{title:{wide}s}" + "".join(f"{name:>18s}" for name in names))
-    for place, (name, found) in enumerate(rows):
+    cells = [[shown(found[n]) if n in found else "-" for n in names] for _, found in rows]
+    widths = [max(16, *(len(row[i]) for row in cells)) + 2 for i in range(len(names))]
+    click.echo(f"\n{title:{wide}s}" + "".join(f"{name:>{width}s}" for name, width in zip(names, widths)))
+    for place, ((name, _), row) in enumerate(zip(rows, cells)):
         if place == len(table):
             click.echo(f"{model}, each target")
-        click.echo(f"{name:{wide}s}" + "".join(f"{shown(found[n]) if n in found else '-':>18s}" for n in names))
+        click.echo(f"{name:{wide}s}" + "".join(f"{cell:>{width}s}" for cell, width in zip(row, widths)))
 
 
 def save_scores(path, table):

@@ -129,6 +129,12 @@ def test_intervals_over_seeds_are_students():
     assert report.summarise([2.0]) == {"mean": 2.0, "sd": None, "ci95": None, "seeds": 1}
 
 
+def test_a_table_of_long_numbers_keeps_its_columns_apart(capsys):
+    long = {"mean": -0.0009665, "sd": 0.0013, "ci95": 0.0013, "seeds": 5}
+    report.print_table({"mean of training": {"pooled": {"RMSE": long | {"mean": 2.115}, "R2": long | {"mean": -0.00096654}}, "targets": {}}}, 5)
+    assert capsys.readouterr().out.splitlines()[-1].split("  ")[-1].strip() == "-0.0009665 ± 0.0013"
+
+
 def test_the_run_folder(road):
     folder = road / "runs" / "solubility"
     for name in ("model.pt", "metrics.json", "predictions.csv", "splits.csv", "history.csv", "report.png", "config.json", "scores.csv"):
