@@ -30,7 +30,7 @@ def commit():
 def record(name, rows, packages):
     """Write rows, a list of dicts with the same keys, and print them. Rows of an earlier run keep the facts they have."""
     facts = {"machine": machine(), "versions": " ".join(f"{p} {importlib.metadata.version(p)}" for p in packages), "commit": commit(),
-             "command": "python " + " ".join([os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])}
+             "command": "python " + " ".join([os.path.relpath(sys.argv[0], ROOT), *(Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:])])}
     path = ROOT / "benchmarks" / "results" / f"{name}.csv"
     path.parent.mkdir(exist_ok=True)
     text = io.StringIO(newline="")

@@ -77,9 +77,9 @@ def tokens():
     rows = []
     for row in read("results/tokens_accuracy.csv"):
         sets = [key.removesuffix(", MAE") for key in row if key.endswith(", MAE")]
-        rows.append([row["encoder"], row["tokens"], number(row["cosine between the modes"]),
+        rows.append([row["encoder"].split(", ")[1], row["tokens"], number(row["cosine between the modes"]),
                      *(f"{number(row[f'{name}, MAE'])} ± {float(row[f'{name}, SD over seeds']):.2g}" for name in sets)])
-    return markdown(["encoder", "tokens", "cosine between the modes", *sets], rows) if rows else ""
+    return markdown(["DINOv2-S", "tokens", "cosine between the modes", *sets], rows) if rows else ""
 
 
 TABLES = {"accuracy": accuracy, "prediction": prediction, "training": training, "tokens": tokens}
