@@ -43,7 +43,7 @@ def split_of(name, study, variant, seeds):
     if study != "fractions":
         return "random" if study == "r-groups" else SETS[name][0]
     import table
-    data = table.Data(ROOT / "data" / f"{name}.csv")
+    data = table.Data(str(ROOT / "data" / f"{name}.csv"))
     usable = [i for i, problem in enumerate(data.problems) if not problem]
     path, columns = RUNS / f"{name}-{variant.rstrip('%')}.csv", {}
     for seed in seeds.split(","):

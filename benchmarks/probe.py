@@ -29,7 +29,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "probe.csv"
 def known_part(name):
     """Return (SMILES, labels float64 (n, targets), group of each) of molecules that are in no test part of the seeds 1 to 5."""
     split, most = SETS[name]
-    data = table.Data(ROOT / "data" / f"{name}.csv")
+    data = table.Data(str(ROOT / "data" / f"{name}.csv"))
     usable = [i for i, problem in enumerate(data.problems) if not problem]
     tested = {i for seed in range(1, 6) for i in table.make_split(data, usable, split, seed, warn=False)["test"]}
     rows = np.sort(np.random.default_rng(0).permutation([i for i in usable if i not in tested])[:most])
