@@ -4,7 +4,7 @@
 
 Each configuration is a process of its own (so that its memory is its own) and trains real drawings, plain and styled, with the
 default augmentation, in steps of 48 molecules that memory holds whole (the optimiser's time is spread as in steps of 256; gradient
-caching, where memory asks for it, takes a quarter of the pace). The first step is not counted. The loader is timed in the same run.
+caching, where memory asks for it, does a third more work). The first step is not counted. The loader is timed in the same run.
 """
 
 import json
