@@ -63,7 +63,11 @@ class Encoder(torch.nn.Module):
             ink = self.inked(pixels)
         pixels = pixels.flip(1) if self.arch["channels"] == "bgr" else pixels
         pixels = (pixels - self.mean) / self.std
-        return self.visual(pixels) if self.arch["tokens"] == "all" else self.look_at(pixels, ink)
+        if self.arch["tokens"] == "all":
+            if not explicit(pixels):
+                return self.visual(pixels)
+            ink = torch.ones_like(self.visual.positional_embedding[1:, 0], dtype=torch.bool).expand(pixels.shape[0], -1)
+        return self.look_at(pixels, ink)
 
     def inked(self, pixels):
         """Return bool (n, patches): which patches of float pixels (n, 3, 224, 224) in 0..1 are not plain white."""
@@ -90,12 +94,17 @@ class Encoder(torch.nn.Module):
         return tower.ln_post(tokens[:, 0]) @ tower.proj
 
 
+def explicit(tensor):
+    """Tell whether to attend by two products and a softmax: on a CPU the fused kernel takes twice as long, backwards 8 times."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_exporting()
+
+
 def attend(attention, tokens, mask):
     """Return an nn.MultiheadAttention's output for tokens (n, length, width) under an additive mask (n, 1, 1, length)."""
     n, length, width = tokens.shape
     joined = torch.nn.functional.linear(tokens, attention.in_proj_weight, attention.in_proj_bias)
     query, key, value = joined.view(n, length, 3, attention.num_heads, width // attention.num_heads).permute(2, 0, 3, 1, 4)
-    if query.device.type == "cpu" and not torch.compiler.is_exporting():      # the fused kernel takes twice as long there, backwards 8 times
+    if explicit(query):
         scores = query * query.shape[-1] ** -0.5 @ key.transpose(2, 3) + mask.to(query.dtype)
         mixed = scores.softmax(-1) @ value
     else:
@@ -306,6 +315,16 @@ def augment(pixels, level, random):
     result[noisy] = (result[noisy] + strength[noisy] * bell(noise_bits(seeds[noisy] + 1, range(3), device))).clamp(0, 1)
     gray = (result * torch.tensor([0.299, 0.587, 0.114], device=device).view(3, 1, 1)).sum(1, keepdim=True)
     return torch.where((u[:, 13] < chance["gray"]).view(-1, 1, 1, 1), gray, result), moved
+
+
+@torch.no_grad()
+def moved_ink(index, level, random, encoder, device):
+    """Return how many patches of index pictures, uint8 (n, 224, 224), carry ink once they are augmented, int numpy (n)."""
+    dark = (torch.from_numpy(index).to(device) > 0).float()[:, None]
+    if level != "none":
+        grid = sampling_grid(torch.from_numpy(random).to(device).float(), AUGMENT[level])
+        dark = torch.nn.functional.grid_sample(dark, grid, "bilinear", "border", align_corners=False)
+    return encoder.inked(1 - dark.expand(-1, 3, -1, -1)).sum(1).cpu().numpy()
 
 
 def sampling_grid(u, chance):

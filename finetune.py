@@ -106,7 +106,7 @@ class Pictures:
         if not len(mine):
             return
         index = np.stack([self.pictures[rows[i]] for i in mine])
-        for part in self.eye.slices(index):
+        for part in self.eye.slices(index, random[mine]):
             yield mine[part], self.model.head(self.eye.look(index[part], random[mine[part]]))
 
     def features(self, rows, bar=None):

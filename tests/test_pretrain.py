@@ -107,6 +107,17 @@ def test_slices_give_the_gradient_of_one_pass(tokens, level):
         assert torch.allclose(whole, sliced, atol=2e-6 * max(1, whole.abs().max()))
 
 
+def test_slices_hold_pictures_of_like_ink_after_augmentation():
+    encoder, index = pretrain.load_encoder("scratch:nano"), np.concatenate(index_pictures(24))
+    random = np.random.default_rng(0).random((48, pretrain.RANDOM))
+    for level in ("none", "default", "intense"):                         # shrinking moves ink from patch to patch
+        counts = encoder.inked(pretrain.augment(pretrain.to_pixels(index, "cpu"), level, random)[1]).sum(1).numpy()
+        slices = pretrain.Eye(encoder, torch.device("cpu"), None, level, 8).slices(index, random)
+        assert sorted(np.concatenate(slices)) == list(range(48)) and max(map(len, slices)) == 8
+        assert sum(len(part) * counts[part].max() for part in slices) <= 1.02 * np.sort(counts).reshape(-1, 8).max(1).sum() * 8
+        assert np.abs(pretrain.moved_ink(index, level, random, encoder, torch.device("cpu")) - counts).max() <= 2
+
+
 @pytest.mark.parametrize("weights, silent", [({"contrastive": 1, "classes": 0}, "heads"), ({"contrastive": 0, "classes": 1}, None)])
 def test_a_weight_of_0_switches_a_task_off(weights, silent):
     encoder, heads = pretrain.load_encoder("scratch:nano"), torch.nn.ModuleDict({"k5": torch.nn.Linear(512, 5)})
