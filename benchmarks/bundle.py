@@ -1,4 +1,4 @@
-"""How weights/moleclip-small.pt is made: its molecules, and the file that is released. Between them lies pretraining; the encoder is not released yet.
+"""How weights/moleclip-small.pt is made: its molecules, and the file that is released. Between them lies pretraining, see weights/README.md.
 
     python benchmarks/bundle.py molecules druglike.smi.gz -o data/druglike_100000.smi.gz    # minutes
     python benchmarks/bundle.py release encoder.pt                                         # seconds; writes weights/

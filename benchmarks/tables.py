@@ -46,12 +46,43 @@ def accuracy():
     rows = []
     for name, title in SETS.items():
         cells = [title]
-        for found in [ours.get((name, model)) for model in OURS]:
-            interval = float(found["ci95"] or 0) if found else 0
-            cells.append("" if not found else number(found["mean"]) + (f" ± {interval:.2g}" if interval > 1e-9 else ""))
+        cells += [interval(ours.get((name, model))) for model in OURS]
         cells += [theirs[name, model]["mean"] if (name, model) in theirs else "" for model in PUBLISHED]
         rows.append(cells)
     return markdown(["set, split, metric", *OURS.values(), *(f"{model}, published" for model in PUBLISHED)], rows)
+
+
+def interval(row):
+    """Return a figure ± its 95% t-interval over seeds, as text, and "" where nothing was run yet."""
+    if not row:
+        return ""
+    wide = float(row["ci95"] or 0)
+    return number(row["mean"]) + (f" ± {wide:.2g}" if wide > 1e-9 else "")
+
+
+def study(name, metric, variants):
+    """Return {(set, model): {variant: row}} of a study's results, in the order of SETS and of the file."""
+    found = {}
+    for row in read(f"results/{name}.csv"):
+        if row["metric"] == metric and row["model"] != "mean of training":
+            found.setdefault((row["set"], row["model"]), {})[row["variant"]] = row
+    return {cell: [rows.get(variant) for variant in variants] for cell, rows in found.items()}
+
+
+def r_groups():
+    """Models by set: the error on original pictures and on those with R-groups, and how much it grows."""
+    rows = []
+    for (name, model), (original, replaced) in study("r_groups", "MAE", ("original", "R-groups")).items():
+        growth = f"{100 * (float(replaced['mean']) / float(original['mean']) - 1):+.0f}%" if original and replaced else ""
+        rows.append([SETS[name].split(", ")[0], model, interval(original), interval(replaced), growth])
+    return markdown(["set, random split, MAE", "model", "original", "R-groups", "change"], rows)
+
+
+def fractions():
+    """Models by the share of ESOL's training part that they see."""
+    shares = ("10%", "30%", "100%")
+    return markdown(["ESOL, scaffold, RMSE", *(f"{share} of the training part" for share in shares)],
+                    [[model, *map(interval, rows)] for (_, model), rows in study("fractions", "RMSE", shares).items()])
 
 
 def prediction():
@@ -82,7 +113,7 @@ def tokens():
     return markdown(["DINOv2-S", "tokens", "cosine between the modes", *sets], rows) if rows else ""
 
 
-TABLES = {"accuracy": accuracy, "prediction": prediction, "training": training, "tokens": tokens}
+TABLES = {"accuracy": accuracy, "r_groups": r_groups, "fractions": fractions, "prediction": prediction, "training": training, "tokens": tokens}
 
 
 def renewed(text):
