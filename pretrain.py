@@ -363,10 +363,11 @@ def report(world, entry):
 
 
 def resume_from(path, encoder, heads, optimizers, scaler, config):
-    """Restore a checkpoint into the run's parts and return (step, log). Raises if the run's settings differ."""
+    """Restore a checkpoint into the run's parts and return (step, log). Raises if settings differ, but for --lr and --loss, which the log notes."""
     checkpoint = load_checkpoint(path)
     before = checkpoint.get("config", {})
-    for key in ("input_sha256", "batch", "seed", "init", "lr", "temperature", "loss", "tokens", "augment", "optimizer"):
+    changed = {key: config[key] for key in ("lr", "loss") if before.get(key) != config[key]}   # a run's last part at a lower rate is a common wish
+    for key in ("input_sha256", "batch", "seed", "init", "temperature", "tokens", "augment", "optimizer"):
         if before.get(key) != config[key]:
             raise click.ClickException(f"{path}: was made with {key} {before.get(key)}, not {config[key]}; resume with the same settings, or give another -o")
     try:
@@ -381,7 +382,8 @@ def resume_from(path, encoder, heads, optimizers, scaler, config):
     log = Path(path).with_suffix(".log.jsonl")
     try:
         entries = [json.loads(line) for line in log.read_text().splitlines()]
-        return checkpoint["step"], [entry for entry in entries if entry["step"] <= checkpoint["step"]]
+        changes = [{"step": checkpoint["step"], "changed": changed}] if changed else []
+        return checkpoint["step"], [entry for entry in entries if entry["step"] <= checkpoint["step"]] + changes
     except (OSError, ValueError, TypeError, KeyError):
         click.echo(f"warning: {log} is missing or damaged; the log begins anew", err=True)
         return checkpoint["step"], []
@@ -504,6 +506,8 @@ def train(world, device, config, out, resume, dtype, pictures, order, held, enco
     last = config["epochs"] * (len(order) // batch)
     last = min(last, config["steps"] or last)
     first, log = resume_from(out, encoder, heads, optimizers, scaler, config) if resume else (0, [])
+    if log and "changed" in log[-1]:
+        report(world, f"{out}: goes on from step {first} with other settings: {json.dumps(log[-1]['changed'])}")
     leave, began, done, sums = [], time.time(), first, []
     signal.signal(signal.SIGTERM, lambda *_: leave.append(True))
     for step, views, labels in pictures.batches(schedule(order, batch, seed, first, last, world)):

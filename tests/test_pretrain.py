@@ -118,6 +118,17 @@ def test_slices_hold_pictures_of_like_ink_after_augmentation():
         assert np.abs(pretrain.moved_ink(index, level, random, encoder, torch.device("cpu")) - counts).max() <= 2
 
 
+def test_the_heads_have_a_rate_of_their_own(road, desk):
+    for name in ("shards", "labels.npz"):
+        (desk / name).symlink_to(road / name)
+    for rates in ("1e-5", "1e-5,1e-3"):
+        desk.run(f"python pretrain.py --init scratch:nano --batch 32 --steps 1 --epochs 1 --precision fp32 --lr {rates} -o {rates.count(',')}.pt")
+    for path, heads in (("0.pt", 0.01), ("1.pt", 1e-3)):
+        checkpoint = torch.load(desk / path, weights_only=True)
+        assert [state["param_groups"][0]["lr"] for state in checkpoint["optimizer"]] == pytest.approx([1e-5 / 3, heads / 3])         # warming up
+        assert checkpoint["config"]["lr"] == [1e-5, heads]
+
+
 @pytest.mark.parametrize("weights, silent", [({"contrastive": 1, "classes": 0}, "heads"), ({"contrastive": 0, "classes": 1}, None)])
 def test_a_weight_of_0_switches_a_task_off(weights, silent):
     encoder, heads = pretrain.load_encoder("scratch:nano"), torch.nn.ModuleDict({"k5": torch.nn.Linear(512, 5)})
@@ -280,6 +291,19 @@ def test_a_run_in_two_parts_ends_with_the_same_weights(road, desk):
         assert all((whole[part][name] == parts[part][name]).all() for name in whole[part])
 
 
+def test_a_run_may_end_at_a_lower_rate(road, desk):
+    for name in ("shards", "labels.npz"):
+        (desk / name).symlink_to(road / name)
+    command = "python pretrain.py --init scratch:nano --batch 32 --precision fp32 --log-every 1 --epochs 9 --resume "
+    desk.run(command + "--steps 6 --lr 1e-3")
+    said = desk.run(command + "--steps 8 --lr 1e-4,1e-3 --loss contrastive=1,classes=0.5")
+    assert 'from step 6 with other settings: {"lr": [0.0001, 0.001], "loss": {"contrastive": 1.0, "classes": 0.5}}' in said
+    log = [json.loads(line) for line in (desk / "encoder.log.jsonl").read_text().splitlines()]
+    assert [entry["lr"] for entry in log if "loss" in entry][-4:] == pytest.approx([1e-3 / 3 if step < pretrain.WARM_UP else 1e-3 for step in (4, 5)] + [1e-4] * 2)
+    assert [entry["changed"]["lr"] for entry in log if "changed" in entry] == [[1e-4, 1e-3]]
+    assert "goes on" not in desk.run(command + "--steps 9 --lr 1e-4,1e-3 --loss contrastive=1,classes=0.5")
+
+
 def kill_when(desk, words, name, how):
     """Start a run, send it a signal as soon as a file is there, and return its exit code and what it printed."""
     words[0] = sys.executable if words[0] == "python" else str(Path(sys.executable).parent / words[0])
@@ -411,8 +435,10 @@ def test_the_saved_encoder_loads_to_the_same_function(road, tmp_path):
     (["--loss", "contrastive=0,classes=0"], "above 0"),
     (["--loss", "colour=1"], "is not contrastive=WEIGHT"),
     (["--loss", "descriptors=1", "--batch", "32"], "make it again with cluster.py --descriptors"),
+    (["--lr", "1e-5,1e-3,1e-3"], "or two: that of the encoder and that of the heads"),
+    (["--lr", "1e-5,"], "is not a valid float range"),
     (["-o", "encoder.json", "--batch", "32"], "ends in .pt"),
-    (["--resume", "-o", "../road.pt", "--batch", "32", "--init", "scratch:nano", "--lr", "1e-3", "--steps", "9"], "made with lr"),
+    (["--resume", "-o", "../road.pt", "--batch", "32", "--init", "scratch:nano", "--temperature", "0.5", "--steps", "9"], "made with temperature"),
 ])
 def test_mistakes(road, monkeypatch, words, says, tmp_path):
     for name in ("shards", "labels.npz"):
@@ -420,7 +446,7 @@ def test_mistakes(road, monkeypatch, words, says, tmp_path):
     (tmp_path / "there.pt").touch()
     (tmp_path.parent / "road.pt").write_bytes((road / "encoder.pt").read_bytes())
     monkeypatch.chdir(tmp_path)
-    assert says in mistake(pretrain.main, *words, code=2 if "--loss" in words and "--batch" not in words else 1)
+    assert says in mistake(pretrain.main, *words, code=2 if words[0] in ("--loss", "--lr") and "--batch" not in words else 1)
     assert not (tmp_path / "encoder.pt").exists()
 
 
