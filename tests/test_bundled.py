@@ -1,0 +1,48 @@
+"""The encoder that comes with the repository: whole, safe to read, and what finetune.py starts from."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, first_lines
+
+import finetune
+import pretrain
+import render
+
+WEIGHTS = ROOT / "weights" / "moleclip-small.pt"
+
+
+def test_the_file_is_the_one_that_was_released():
+    digest, name = WEIGHTS.with_suffix(".pt.sha256").read_text().split()
+    assert name == WEIGHTS.name and hashlib.sha256(WEIGHTS.read_bytes()).hexdigest() == digest
+    assert WEIGHTS.stat().st_size <= 48e6 and digest in (WEIGHTS.parent / "README.md").read_text()
+
+
+def test_it_is_a_half_precision_encoder_with_its_history():
+    checkpoint = torch.load(WEIGHTS, weights_only=True)
+    facts = json.loads(WEIGHTS.with_suffix(".json").read_text())
+    log = [json.loads(line) for line in WEIGHTS.with_suffix(".log.jsonl").read_text().splitlines()]
+    assert {value.dtype for value in checkpoint["encoder"].values()} == {torch.float16}
+    assert checkpoint["arch"] == facts["arch"] and checkpoint["arch"]["tokens"] == "inked" and checkpoint["config"] == facts["config"]
+    assert log[-1]["step"] == checkpoint["step"] and WEIGHTS.with_suffix(".curves.png").stat().st_size > 5000
+
+
+def test_it_tells_molecules_apart_and_knows_them_in_other_styles():
+    encoder = pretrain.load_encoder("bundled").eval()
+    molecules = [render.layout(render.parse(line.split()[0])) for line in first_lines("chembl_3000.smi", 24)]
+    eye = pretrain.Eye(encoder, torch.device("cpu"), None)
+    with torch.no_grad():
+        plain, styled = (eye.look_in_slices(np.stack([render.draw(m, style(i)) for i, m in enumerate(molecules)]), None)
+                         for style in (lambda i: render.Style(), lambda i: render.random_style(0, i, 1)))
+    assert torch.isfinite(plain).all() and pretrain.contrastive_loss(plain, styled, 15)[1] > 0.8
+
+
+@pytest.mark.parametrize("own, init", [(False, "bundled"), (True, "encoder.pt")])
+def test_finetuning_starts_from_it_unless_there_is_an_encoder(desk, monkeypatch, own, init):
+    monkeypatch.chdir(desk.folder)
+    if own:
+        (desk / "encoder.pt").touch()
+    assert finetune.default_init() == init
