@@ -1,4 +1,4 @@
-# make demo: set up and run all six stations on real molecules (6 minutes on 2 cores, once installed)
+# make demo: set up and run all six stations on real molecules (3 minutes on 2 cores, once installed)
 # make test: set up and run the tests
 # make tables: renew the README's tables from benchmarks/results/
 SHELL := /bin/bash
