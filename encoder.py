@@ -318,13 +318,14 @@ def augment(pixels, level, random):
 
 
 @torch.no_grad()
-def moved_ink(index, level, random, encoder, device):
+def moved_ink(index, level, random, encoder):
     """Return how many patches of index pictures, uint8 (n, 224, 224), carry ink once they are augmented, int numpy (n)."""
+    device = encoder.mean.device
     dark = (torch.from_numpy(index).to(device) > 0).float()[:, None]
     if level != "none":
         grid = sampling_grid(torch.from_numpy(random).to(device).float(), AUGMENT[level])
         dark = torch.nn.functional.grid_sample(dark, grid, "bilinear", "border", align_corners=False)
-    return encoder.inked(1 - dark.expand(-1, 3, -1, -1)).sum(1).cpu().numpy()
+    return encoder.inked(1 - dark).sum(1).cpu().numpy()
 
 
 def sampling_grid(u, chance):

@@ -247,7 +247,7 @@ class Eye:
         order = np.arange(len(index))
         if self.encoder.arch["tokens"] == "inked" and len(index) > most:                 # a slice is padded to its fullest picture
             level, chunks = self.level if random is not None else "none", np.array_split(order, -(-len(index) // 64))
-            inked = [moved_ink(index[part], level, random if random is None else random[part], self.encoder, self.device) for part in chunks]
+            inked = [moved_ink(index[part], level, random if random is None else random[part], self.encoder) for part in chunks]
             order = np.argsort(np.concatenate(inked), kind="stable")
         return np.array_split(order, -(-len(index) // most))
 
@@ -379,14 +379,13 @@ def resume_from(path, encoder, heads, optimizers, scaler, config):
         torch.set_rng_state(checkpoint["rng"])
     except (KeyError, RuntimeError, ValueError, TypeError) as error:
         raise click.ClickException(f"{path}: can't be resumed from ({one_line(error)})") from None
-    log = Path(path).with_suffix(".log.jsonl")
+    log, changes = Path(path).with_suffix(".log.jsonl"), [{"step": checkpoint["step"], "changed": changed}] if changed else []
     try:
         entries = [json.loads(line) for line in log.read_text().splitlines()]
-        changes = [{"step": checkpoint["step"], "changed": changed}] if changed else []
         return checkpoint["step"], [entry for entry in entries if entry["step"] <= checkpoint["step"]] + changes
     except (OSError, ValueError, TypeError, KeyError):
         click.echo(f"warning: {log} is missing or damaged; the log begins anew", err=True)
-        return checkpoint["step"], []
+        return checkpoint["step"], changes
 
 
 class Positive(click.FloatRange):
@@ -435,7 +434,7 @@ SEED = click.IntRange(0, 2**32 - 1)
 @click.option("--labels", default="labels.npz", show_default=True, help="Pseudo-labels that cluster.py made from the same file.")
 @click.option("--smiles", default=None, help="Draw from this file while training, in new styles every epoch, instead of --shards.")
 @click.option("-o", "--out", default="encoder.pt", show_default=True, help="Checkpoint; log and curves lie beside it.")
-@click.option("--init", default="ViT-B/16", show_default=True, help="Starting weights: a name of CLIP's, a file, or scratch:nano|tiny|small|base.")
+@click.option("--init", default="ViT-B/16", show_default=True, help="Starting weights: bundled, a name of CLIP's, a file, or scratch:nano|tiny|small|base.")
 @click.option("--epochs", default=4, show_default=True, type=click.IntRange(1), help="Passes over the molecules.")
 @click.option("--steps", default=None, type=click.IntRange(1), help="Stop after so many optimiser steps.")
 @click.option("--batch", default=256, show_default=True, type=click.IntRange(RUN), help="Molecules in a step, over all processes.")

@@ -1,7 +1,9 @@
 """The encoder that comes with the repository: whole, safe to read, and what finetune.py starts from."""
 
+import gzip
 import hashlib
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +13,9 @@ from conftest import ROOT, small_molecules
 import finetune
 import pretrain
 import render
+
+sys.path.insert(1, str(ROOT / "benchmarks"))
+import bundle                                               # noqa: E402
 
 WEIGHTS = ROOT / "weights" / "moleclip-small.pt"
 
@@ -38,6 +43,15 @@ def test_it_tells_molecules_apart_and_knows_them_in_other_styles():
         plain, styled = (eye.look_in_slices(np.stack([render.draw(m, style(i)) for i, m in enumerate(molecules)]), None)
                          for style in (lambda i: render.Style(), lambda i: render.random_style(0, i, 1)))
     assert torch.isfinite(plain).all() and pretrain.contrastive_loss(plain, styled, 15)[1] > 0.8
+
+
+def test_no_molecule_that_is_evaluated_was_seen():
+    evaluated = {bundle.canonical(m.smiles) for name in bundle.EVALUATED for m in render.read_molecules(str(ROOT / "data" / f"{name}.csv"))} - {""}
+    with gzip.open(ROOT / "data" / "druglike_100000.smi.gz", "rt") as stream:
+        seen = set(stream.read().split())                                # canonical as they stand
+    assert len(seen) == 100_000 and len(evaluated) > 10_000 and not seen & evaluated
+    esol = {bundle.canonical(m.smiles) for m in render.read_molecules(str(ROOT / "data" / "esol.csv"))}
+    assert not esol & {bundle.canonical(m.smiles) for m in render.read_molecules(str(ROOT / "data" / "chembl_3000.smi"))}      # the demo's drawings
 
 
 @pytest.mark.parametrize("own, init", [(False, "bundled"), (True, "encoder.pt")])
