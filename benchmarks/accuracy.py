@@ -8,7 +8,7 @@
 The transfer from Kraken's buried volumes to the yields: --init benchmarks/runs/kraken-finetuned-bundled/model.pt --name
 "bundled, then Kraken" --sets phosphines_yield. Each cell is one command of finetune.py, which stands in the table beside its
 figures: settings are chosen on validation, every number is the test part's, mean and 95% t-interval over seeds. Cells that are in
-the table already are skipped; the fingerprint baselines are taken along with the column `frozen`. Runs lie in benchmarks/runs/.
+the table already are skipped; the fingerprint baselines are taken along with the first column `frozen`. Runs lie in benchmarks/runs/.
 """
 
 import csv
@@ -76,7 +76,7 @@ def run_cell(name, way, model, init, seeds, study, variant):
 
 
 def save(study, rows):
-    """Write the table, the sets in their order, and the newest figure of each cell."""
+    """Write the table, the sets in their order; of rows for one cell the last counts."""
     cells = {(row["set"], row["model"], row["variant"], row["metric"]): row for row in rows}
     order = sorted(cells.values(), key=lambda row: (list(SETS).index(row["set"]), row["metric"] != SETS[row["set"]][1], row["metric"]))
     with open(RESULTS / f"{STUDIES[study][0]}.csv", "w", newline="") as stream:
@@ -99,7 +99,8 @@ def main(way, init, name, study, sets, seeds):
             if any((row["set"], row["model"], row["variant"]) == (one, f"{name}, {way}", variant) for row in read_results(study)):
                 print(f"{one} {variant}: done")
                 continue
-            save(study, read_results(study) + run_cell(one, way, name, init, seeds, study, variant))
+            rows = run_cell(one, way, name, init, seeds, study, variant)
+            save(study, rows + read_results(study) + [row for row in rows if row["model"] == f"{name}, {way}"])   # read now: another column may have grown beside
     for row in read_results(study):
         if row["metric"] == ("MAE" if study == "r-groups" else SETS[row["set"]][1]):
             print(f"{row['set']:18s}{row['split']:10s}{row['model']:28s}{row['variant']:10s}{row['metric']:>8s} {float(row['mean']):.4g} ± {float(row['ci95']):.2g}")
