@@ -4,14 +4,13 @@
     python finetune.py --data esol.csv --split scaffold --seeds 1,2,3 --lr-head 1e-3,4e-4,1e-4
     python finetune.py --data assay.csv --target pIC50 --freeze # embeds once, then trains the head alone in seconds
 
-Encoder and a 3-layer MLP are trained together; the test value reported is that of the epoch that was best on
-validation. Every report has fingerprint baselines on the same split beside it (MoleCLIP, section 9 of its protocol).
+A 3-layer MLP learns on the encoder's embeddings first, then both are trained together; the test value reported is that of
+the epoch that was best on validation. Every report has fingerprint baselines on the same split beside it (MoleCLIP, section 9 of its protocol).
 """
 
 import math
 import os
 import re
-import shutil
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,10 +24,12 @@ from tqdm import tqdm
 
 import pretrain
 import render
-from report import aggregate, best_epoch, finished, load_facts, over_seeds, plot_report, print_table, save_predictions, save_scores, score_all
+from report import aggregate, best_epoch, cell_folder, choose, finish_grid, finished, over_seeds, plot_report, print_table, save_predictions, save_scores, score_all
 from table import SPLITS, Data, check_targets, fingerprints, forest, label_scaling, make_split, positive_weights
 
 DECAY = 1e-5                # weight decay of encoder and head in finetuning (MoleCLIP)
+HEAD_EPOCHS, HEAD_PATIENCE = 200, 40         # of the head alone, before encoder and head are trained together
+WARM_UP = 0.1               # part of training over which the learning rates rise
 SAVE_EVERY = 60             # seconds between two savings of a run's progress, at the end of an epoch
 CHUNK = 512                 # pictures that are unpacked at once to predict
 
@@ -144,10 +145,11 @@ class Numbers:
 # Training
 
 
-def fit(source, labels, split, loss, optimizers, epochs, batch, seed, name, patience=None, scaler=None, progress=None):
+def fit(source, labels, split, loss, optimizers, epochs, batch, seed, name, patience=None, scaler=None, progress=None, rates=lambda done: 1.0):
     """Train on split["train"], leave the weights of the epoch with the lowest validation loss, and return the history.
 
-    source: Pictures or Numbers; labels: float64 (rows, targets), scaled; progress: file to go on from, written every so often.
+    source: Pictures or Numbers; labels: float64 (rows, targets), scaled; progress: file to go on from, written every so often;
+    rates: what the learning rates are multiplied by, as a function of the part of training that is done.
     History: one dict an epoch. The test part is never looked at here.
     """
     order, scaler = np.array(split["train"]), scaler or torch.amp.GradScaler("cpu", enabled=False)
@@ -159,6 +161,7 @@ def fit(source, labels, split, loss, optimizers, epochs, batch, seed, name, pati
         losses, began, random = [], time.time(), np.random.default_rng([seed, epoch])
         for rows in np.split(random.permutation(order), range(batch, len(order), batch)):
             numbers = random.random((len(rows), pretrain.RANDOM))
+            set_rates(optimizers, rates(((epoch - 1) * steps + len(losses) + 0.5) / (epochs * steps)))
             losses.append(take_step(source, rows, numbers, known[rows], loss, optimizers, scaler) * len(rows))
             bar.update()
         val = loss.mean(source.outputs(split["val"]), known[split["val"]]).item()
@@ -178,6 +181,17 @@ def fit(source, labels, split, loss, optimizers, epochs, batch, seed, name, pati
         raise click.ClickException("the validation loss was never a finite number; lower --lr-encoder and --lr-head")
     source.model.load_state_dict(best)
     return history
+
+
+def rise_and_fall(done):
+    """Return the learning rates' factor: up to 1 over the first tenth of training (a head that has learned is not to be thrown off
+    by Adam's first steps), then down to 0 along a cosine (the last epochs' validation losses would else jump about)."""
+    return min(done / WARM_UP, 0.5 + 0.5 * math.cos(math.pi * max(0, done - WARM_UP) / (1 - WARM_UP)))
+
+
+def set_rates(optimizers, factor):
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 
 
 def load_progress(path, model, optimizers, scaler):
@@ -248,7 +262,8 @@ def train_whole(model, pictures, labels, split, loss, cell, device, dtype, world
         say_how_long(Pictures(model, pictures, source.eye, Alone()), split["train"], run["epochs"], run["batch"], {part: len(rows) for part, rows in split.items()})
     world.barrier()
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
-    return fit(source, labels, split, loss, [adam(model.encoder, cell["lr_encoder"]), adam(model.head, cell["lr_head"])], scaler=scaler, **run)
+    optimizers = [adam(model.encoder, cell["lr_encoder"]), adam(model.head, cell["lr_head"])]
+    return fit(source, labels, split, loss, optimizers, scaler=scaler, rates=rise_and_fall, **run)
 
 
 def train_head(model, embeddings, labels, split, loss, rate, **run):
@@ -384,16 +399,17 @@ class Job:
         data, config = self.data, self.config
         torch.manual_seed(seed)
         model = Model(pretrain.load_encoder(config["init"], seed), len(data.targets), center, spread).to(self.device)
-        run = {"epochs": config["epochs"], "batch": config["batch"], "seed": seed, "name": f"seed {seed}", "patience": config["patience"]}
-        rows = sorted(self.pictures)
+        rows, run, progress = sorted(self.pictures), {"batch": config["batch"], "seed": seed}, folder / "progress.pt"
+        if config["freeze"] or not progress.exists():
+            embeddings, model, short = self.embeddings(model.encoder, seed), model.cpu(), {"epochs": HEAD_EPOCHS, "patience": HEAD_PATIENCE}
+            short = {key: config[key] for key in short} if config["freeze"] else short
+            history = train_head(model, embeddings, labels, split, loss, cell["lr_head"], name=f"seed {seed}, head", **short, **run)
         if config["freeze"]:
-            embeddings, model = self.embeddings(model.encoder, seed), model.cpu()
-            history = train_head(model, embeddings, labels, split, loss, cell["lr_head"], **run)
             with torch.no_grad():
                 values = model.to_unit(model.head(embeddings[rows]), data.task).numpy()
         else:
-            history = train_whole(model, self.pictures, labels, split, loss, cell, self.device, self.dtype, self.world, not self.announced,
-                                  progress=folder / "progress.pt", **run)
+            history = train_whole(model.to(self.device), self.pictures, labels, split, loss, cell, self.device, self.dtype, self.world, not self.announced,
+                                  progress=progress, name=f"seed {seed}", epochs=config["epochs"], patience=config["patience"], **run)
             values = predict_rows(model, self.pictures, rows, data.task, min(64, config["batch"]), self.device, self.world)
         self.announced = True
         return model, history, dict(zip(rows, values))
@@ -438,38 +454,6 @@ class Job:
         render.save_json(folder / "metrics.json", metrics)                               # its presence says that all are there
         (folder / "progress.pt").unlink(missing_ok=True)
         click.echo(f"seed {config['seed']}: epoch {best['epoch']} of {len(history)} is best on validation (loss {best['val_loss']:.4g}); {folder}/report.png")
-
-
-def cell_folder(out, cell, alone):
-    return out if alone else out / "grid" / "_".join(f"{key.replace('_', '-')}-{value:g}" if key != "augment" else f"{key}-{value}" for key, value in cell.items())
-
-
-def choose(out, cells, seeds):
-    """Return (mean validation loss of each cell so far, the place of the best), and drop the models of the others."""
-    values = [[load_facts(cell_folder(out, cell, False) / f"seed-{seed}" / "metrics.json")["val_loss"] for seed in seeds] for cell in cells]
-    losses = [float(np.mean(row)) for row in values]
-    best = int(np.argmin(losses))
-    for i, cell in enumerate(cells):
-        for seed in seeds if i != best else ():
-            for name in ("model.pt", "predictions.csv", "splits.csv", "history.csv", "scores.csv", "report.png"):
-                (cell_folder(out, cell, False) / f"seed-{seed}" / name).unlink(missing_ok=True)
-    return losses, best
-
-
-def finish_grid(out, cells, seeds):
-    """Write grid.csv and move the winner's seeds to their place; return the winner."""
-    losses, best = choose(out, cells, seeds)
-    lines = []
-    for i, cell in enumerate(cells):
-        runs = [load_facts(cell_folder(out, cell, False) / f"seed-{seed}" / "metrics.json") for seed in seeds]
-        test = {name: s["mean"] for name, s in over_seeds(runs)["this model"]["pooled"].items()}
-        lines.append([*cell.values(), f"{losses[i]:.6g}", "yes" if i == best else "", *(f"{value:.6g}" for value in test.values())])
-    render.save_table(out / "grid.csv", [*cells[0], "val_loss", "chosen", *(f"test_{name}" for name in test)], lines)
-    for seed in seeds:
-        shutil.copytree(cell_folder(out, cells[best], False) / f"seed-{seed}", out / f"seed-{seed}", dirs_exist_ok=True)
-        (cell_folder(out, cells[best], False) / f"seed-{seed}" / "model.pt").unlink(missing_ok=True)
-    click.echo(f"chosen on validation out of {len(cells)}: " + ", ".join(f"{key} {value}" for key, value in cells[best].items()) + f"; all in {out}/grid.csv")
-    return cells[best]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

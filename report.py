@@ -198,6 +198,38 @@ def aggregate(out, data, seeds, config, pictures):
     return table
 
 
+def cell_folder(out, cell, alone):
+    return out if alone else out / "grid" / "_".join(f"{key.replace('_', '-')}-{value:g}" if key != "augment" else f"{key}-{value}" for key, value in cell.items())
+
+
+def choose(out, cells, seeds):
+    """Return (mean validation loss of each cell so far, the place of the best), and drop the models of the others."""
+    values = [[load_facts(cell_folder(out, cell, False) / f"seed-{seed}" / "metrics.json")["val_loss"] for seed in seeds] for cell in cells]
+    losses = [float(np.mean(row)) for row in values]
+    best = int(np.argmin(losses))
+    for i, cell in enumerate(cells):
+        for seed in seeds if i != best else ():
+            for name in ("model.pt", "predictions.csv", "splits.csv", "history.csv", "scores.csv", "report.png"):
+                (cell_folder(out, cell, False) / f"seed-{seed}" / name).unlink(missing_ok=True)
+    return losses, best
+
+
+def finish_grid(out, cells, seeds):
+    """Write grid.csv and move the winner's seeds to their place; return the winner."""
+    losses, best = choose(out, cells, seeds)
+    lines = []
+    for i, cell in enumerate(cells):
+        runs = [load_facts(cell_folder(out, cell, False) / f"seed-{seed}" / "metrics.json") for seed in seeds]
+        test = {name: s["mean"] for name, s in over_seeds(runs)["this model"]["pooled"].items()}
+        lines.append([*cell.values(), f"{losses[i]:.6g}", "yes" if i == best else "", *(f"{value:.6g}" for value in test.values())])
+    render.save_table(out / "grid.csv", [*cells[0], "val_loss", "chosen", *(f"test_{name}" for name in test)], lines)
+    for seed in seeds:
+        shutil.copytree(cell_folder(out, cells[best], False) / f"seed-{seed}", out / f"seed-{seed}", dirs_exist_ok=True)
+        (cell_folder(out, cells[best], False) / f"seed-{seed}" / "model.pt").unlink(missing_ok=True)
+    click.echo(f"chosen on validation out of {len(cells)}: " + ", ".join(f"{key} {value}" for key, value in cells[best].items()) + f"; all in {out}/grid.csv")
+    return cells[best]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The picture
 

@@ -8,7 +8,8 @@
 The transfer from Kraken's buried volumes to the yields: --init benchmarks/runs/kraken-finetuned-bundled/model.pt --name
 "bundled, then Kraken" --sets phosphines_yield. Each cell is one command of finetune.py, which stands in the table beside its
 figures: settings are chosen on validation, every number is the test part's, mean and 95% t-interval over seeds. Cells that are in
-the table already are skipped; the fingerprint baselines are taken along with the first column `frozen`. Runs lie in benchmarks/runs/.
+the table already are skipped; the fingerprint baselines, the same for every encoder, are taken along with the first column `frozen`.
+Runs lie in benchmarks/runs/.
 """
 
 import csv
@@ -26,10 +27,13 @@ from record import ROOT, commit, machine                    # which puts the pro
 SETS = {"esol": ("scaffold", "RMSE"), "freesolv": ("scaffold", "RMSE"), "bace": ("scaffold", "ROC-AUC"), "bbbp": ("scaffold", "ROC-AUC"),
         "dhbd": ("random", "MAE"), "nhcs": ("random", "MAE"), "phosphines_yield": ("random", "MAE"), "kraken": ("random", "MAE")}
 WAYS = {"frozen": "--freeze --epochs 200 --patience 40 --lr-head 1e-3,4e-4,1e-4",
-        "finetuned": "--epochs 40 --patience 10 --lr-encoder 5e-5 --lr-head 4e-4 --augment none,default"}
+        "finetuned": "--batch 32 --lr-head 1e-4 --augment none"}
+EPOCHS = {"esol": 8, "freesolv": 8, "nhcs": 25, "phosphines_yield": 25}        # of `finetuned`: what hours of 2 cores allow
+PARTS = {"10%": 30, "30%": 15}                                                 # of ESOL's training part: epochs
 STUDIES = {"sets": ("accuracy", list(SETS), [""]), "r-groups": ("r_groups", ["esol", "freesolv"], ["original", "R-groups"]),
            "fractions": ("fractions", ["esol"], ["10%", "30%", "100%"])}       # results file, sets, variants of each
 RESULTS, RUNS = ROOT / "benchmarks" / "results", ROOT / "benchmarks" / "runs"
+ALONE = "import finetune; finetune.baselines = lambda *_, **__: {}; finetune.main()"          # without fingerprints, which take longer than a head
 FIELDS = ("set", "split", "model", "variant", "metric", "mean", "sd", "ci95", "seeds", "versions", "machine", "commit", "command")
 
 
@@ -40,7 +44,7 @@ def read_results(study):
 
 def split_of(name, study, variant, seeds):
     """Return --split's value: as the paper has it (random for R-groups), or a file with a part of the training molecules."""
-    if study != "fractions":
+    if study != "fractions" or variant == "100%":
         return "random" if study == "r-groups" else SETS[name][0]
     import table
     data = table.Data(str(ROOT / "data" / f"{name}.csv"))
@@ -57,20 +61,20 @@ def split_of(name, study, variant, seeds):
     return str(path.relative_to(ROOT))
 
 
-def run_cell(name, way, model, init, seeds, study, variant):
-    """Finetune on one set and return its rows of the table."""
+def run_cell(name, way, model, init, seeds, study, variant, lr_encoder, baselines):
+    """Finetune on one set and return its rows of the table. 100% of a set is the run of the study `sets`."""
     split, metric = split_of(name, study, variant, seeds), "MAE" if study == "r-groups" else SETS[name][1]
-    out = RUNS / f"{name} {way} {model} {variant}".strip().replace(" ", "-").replace(",", "").replace("%", "")
-    words = [sys.executable, "finetune.py", "--data", f"data/{name}.csv", "--split", split, "--seeds", seeds, *WAYS[way].split(),
-             *(["--r-groups"] if variant == "R-groups" else []), "--init", init, "-o", str(out)]
+    out = RUNS / f"{name} {way} {model} {variant.removesuffix('100%')}".strip().replace(" ", "-").replace(",", "").replace("%", "")
+    words = ["--data", f"data/{name}.csv", "--split", split, "--seeds", seeds, *WAYS[way].split(), *(["--r-groups"] if variant == "R-groups" else [])]
+    words += ["--epochs", str(PARTS.get(variant, EPOCHS.get(name))), "--lr-encoder", lr_encoder] if way == "finetuned" else []
     if not (out / "metrics.json").exists():
-        subprocess.run(words, cwd=ROOT, check=True)
-    command = shlex.join(["python", *words[1:-4], "--init", os.path.relpath(init, ROOT) if Path(init).is_relative_to(ROOT) else Path(init).name])
+        subprocess.run([sys.executable, *(["finetune.py"] if baselines else ["-c", ALONE]), *words, "--init", init, "-o", str(out)], cwd=ROOT, check=True)
+    command = shlex.join(["python", "finetune.py", *words, "--init", os.path.relpath(init, ROOT) if Path(init).is_relative_to(ROOT) else Path(init).name])
     facts = {"versions": " ".join(f"{p} {importlib.metadata.version(p)}" for p in ("torch", "rdkit", "scikit-learn")), "machine": machine(), "commit": commit(), "command": command}
     rows = []
     for line in csv.DictReader(open(out / "scores.csv", newline="")):
         title = f"{model}, {way}" if line["method"] == "this model" else line["method"]
-        if line["target"] == "" and line["metric"] in (metric, "MAE", "Spearman", "PR-AUC") and (way == "frozen" or title != line["method"]):
+        if line["target"] == "" and line["metric"] in (metric, "MAE", "Spearman", "PR-AUC") and (baselines or title != line["method"]):
             rows.append({"set": name, "split": Path(split).stem, "model": title, "variant": variant} | {key: line[key] for key in ("metric", "mean", "sd", "ci95", "seeds")} | facts)
     return rows
 
@@ -92,18 +96,20 @@ def save(study, rows):
 @click.option("--study", default="sets", show_default=True, type=click.Choice(list(STUDIES)), help="What is compared.")
 @click.option("--sets", default=None, help="Data sets.  [default: all of the study]")
 @click.option("--seeds", default="1,2,3", show_default=True, help="Seeds of split and training.")
-def main(way, init, name, study, sets, seeds):
+@click.option("--lr-encoder", default="3e-5", show_default=True, help="Learning rate of the encoder, where it is finetuned.")
+def main(way, init, name, study, sets, seeds, lr_encoder):
     init = str(Path(init).resolve()) if Path(init).exists() else init
-    for one in sets.split(",") if sets else STUDIES[study][1]:
+    for one in sets.split(",") if sets else [one for one in STUDIES[study][1] if way == "frozen" or one in EPOCHS]:
         for variant in STUDIES[study][2]:
             if any((row["set"], row["model"], row["variant"]) == (one, f"{name}, {way}", variant) for row in read_results(study)):
                 print(f"{one} {variant}: done")
                 continue
-            rows = run_cell(one, way, name, init, seeds, study, variant)
+            baselines = study == "sets" and way == "frozen" and not any((row["set"], row["model"]) == (one, "ECFP + MLP") for row in read_results(study))
+            rows = run_cell(one, way, name, init, seeds, study, variant, lr_encoder, baselines)
             save(study, rows + read_results(study) + [row for row in rows if row["model"] == f"{name}, {way}"])   # read now: another column may have grown beside
     for row in read_results(study):
         if row["metric"] == ("MAE" if study == "r-groups" else SETS[row["set"]][1]):
-            print(f"{row['set']:18s}{row['split']:10s}{row['model']:28s}{row['variant']:10s}{row['metric']:>8s} {float(row['mean']):.4g} ± {float(row['ci95']):.2g}")
+            print(f"{row['set']:18s}{row['split']:10s}{row['model']:28s}{row['variant']:10s}{row['metric']:>8s} {float(row['mean']):.4g} ± {float(row['ci95'] or 0):.2g}")
 
 
 if __name__ == "__main__":

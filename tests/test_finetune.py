@@ -277,6 +277,30 @@ def test_a_frozen_encoder_stays_and_its_head_fits(toy, road):
     assert "leave out --lr-encoder" in toy.run("python finetune.py --data toy.csv --freeze --augment none -o x", code=2)
 
 
+def test_rates_rise_over_a_tenth_and_fall():
+    assert [finetune.rise_and_fall(done) for done in (0.01, 0.05, 0.1, 0.55, 1)] == pytest.approx([0.1, 0.5, 1, 0.5, 0], abs=1e-9)
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizers = [torch.optim.Adam([weight], 3e-5), torch.optim.Adam([weight], 1e-4)]
+    for factor in (0.25, 1, 0.5):                             # of the rate given, not of the last one
+        finetune.set_rates(optimizers, factor)
+        assert [optimizer.param_groups[0]["lr"] for optimizer in optimizers] == pytest.approx([factor * 3e-5, factor * 1e-4])
+    finetune.set_rates(optimizers, 0.5)
+    optimizers[0].load_state_dict(torch.optim.Adam([weight], 1.0).state_dict() | {"param_groups": optimizers[0].state_dict()["param_groups"]})
+    finetune.set_rates(optimizers, 1)                         # as after a resumption
+    assert optimizers[0].param_groups[0]["lr"] == pytest.approx(3e-5)
+
+
+def test_the_head_learns_first(toy):
+    """Encoder and head start from where a frozen run of as many epochs ends, and so does the loss."""
+    words = ["--data", toy / "toy.csv", "--init", toy / "encoder.pt", "--lr-head", "1e-3"]
+    invoke(finetune.main, *words, "--freeze", "--epochs", finetune.HEAD_EPOCHS, "--patience", finetune.HEAD_PATIENCE, "-o", toy / "head")
+    invoke(finetune.main, *words, "--epochs", 1, "--lr-encoder", "1e-9", "--augment", "none", "-o", toy / "both")
+    frozen, both = (rows_of(toy / name / "history.csv") for name in ("head", "both"))
+    kept = min(frozen, key=lambda h: (float(h["val_loss"]), -int(h["epoch"])))
+    assert float(both[0]["train_loss"]) < 0.6 * float(frozen[0]["train_loss"])                 # a young head stands at 0.8
+    assert float(both[0]["train_loss"]) == pytest.approx(float(kept["train_loss"]), rel=0.4)
+
+
 def test_raw_labels_r_groups_and_a_model_as_start(toy):
     toy.run("python finetune.py --data toy.csv --epochs 1 --raw-labels --r-groups --augment intense --init runs/toy/model.pt -o raw")
     model, checkpoint = finetune.load_model(toy / "raw" / "model.pt")
