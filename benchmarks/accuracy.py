@@ -6,7 +6,7 @@
     python benchmarks/accuracy.py frozen --init bundled --name bundled --study fractions         # 10, 30 and 100% of ESOL's training part
 
 The transfer from Kraken's buried volumes to the yields: --init benchmarks/runs/kraken-finetuned-bundled/model.pt --name
-"bundled, then Kraken" --sets phosphines_yield. Each cell is one command of finetune.py, which stands in the table beside its
+"bundled then Kraken" --sets phosphines_yield. Each cell is one command of finetune.py, which stands in the table beside its
 figures: settings are chosen on validation, every number is the test part's, mean and 95% t-interval over seeds. Cells that are in
 the table already are skipped; the fingerprint baselines, the same for every encoder, are taken along with the first column `frozen`.
 Runs lie in benchmarks/runs/.
@@ -28,8 +28,8 @@ SETS = {"esol": ("scaffold", "RMSE"), "freesolv": ("scaffold", "RMSE"), "bace": 
         "dhbd": ("random", "MAE"), "nhcs": ("random", "MAE"), "phosphines_yield": ("random", "MAE"), "kraken": ("random", "MAE")}
 WAYS = {"frozen": "--freeze --epochs 200 --patience 40 --lr-head 1e-3,4e-4,1e-4",
         "finetuned": "--batch 32 --lr-head 1e-4 --augment none"}
-EPOCHS = {"esol": 8, "freesolv": 8, "nhcs": 25, "phosphines_yield": 25}        # of `finetuned`: what hours of 2 cores allow
-PARTS = {"10%": 30, "30%": 15}                                                 # of ESOL's training part: epochs
+EPOCHS = {"esol": 8, "freesolv": 8, "nhcs": 25, "phosphines_yield": 25, "kraken": 6}             # of `finetuned`: what hours of 2 cores allow
+PARTS = {"10%": 20, "30%": 10}                                                 # of ESOL's training part: epochs
 STUDIES = {"sets": ("accuracy", list(SETS), [""]), "r-groups": ("r_groups", ["esol", "freesolv"], ["original", "R-groups"]),
            "fractions": ("fractions", ["esol"], ["10%", "30%", "100%"])}       # results file, sets, variants of each
 RESULTS, RUNS = ROOT / "benchmarks" / "results", ROOT / "benchmarks" / "runs"

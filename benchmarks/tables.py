@@ -60,6 +60,15 @@ def interval(row):
     return number(row["mean"]) + (f" ± {wide:.2g}" if wide > 1e-9 else "")
 
 
+def transfer():
+    """Phosphine yields, learned from the start named and after Kraken's buried volumes."""
+    ours = {row["model"]: row for row in read("results/accuracy.csv") if (row["set"], row["metric"]) == ("phosphines_yield", "MAE")}
+    theirs = {row["model"]: row["mean"] for row in read("published.csv") if row["set"] == "phosphines_yield"}
+    rows = [[f"bundled {way}", interval(ours.get(f"bundled, {way}")), interval(ours.get(f"bundled then Kraken, {way}"))] for way in ("frozen", "finetuned")]
+    rows += [[f"{model}, published", theirs.get(model, ""), theirs.get(f"{model} then Kraken", "")] for model in ("MoleCLIP", "CLIP")]
+    return markdown(["phosphine yield, random, MAE as fraction", "as it is", "after Kraken's buried volumes"], rows)
+
+
 def study(name, metric, variants):
     """Return {(set, model): {variant: row}} of a study's results, in the order of SETS and of the file."""
     found = {}
@@ -113,7 +122,7 @@ def tokens():
     return markdown(["DINOv2-S", "tokens", "cosine between the modes", *sets], rows) if rows else ""
 
 
-TABLES = {"accuracy": accuracy, "r_groups": r_groups, "fractions": fractions, "prediction": prediction, "training": training, "tokens": tokens}
+TABLES = {"accuracy": accuracy, "transfer": transfer, "r_groups": r_groups, "fractions": fractions, "prediction": prediction, "training": training, "tokens": tokens}
 
 
 def renewed(text):
