@@ -400,16 +400,20 @@ class Job:
         torch.manual_seed(seed)
         model = Model(pretrain.load_encoder(config["init"], seed), len(data.targets), center, spread).to(self.device)
         rows, run, progress = sorted(self.pictures), {"batch": config["batch"], "seed": seed}, folder / "progress.pt"
+        whole = {"epochs": config["epochs"], "patience": config["patience"]}
         if config["freeze"] or not progress.exists():
-            embeddings, model, short = self.embeddings(model.encoder, seed), model.cpu(), {"epochs": HEAD_EPOCHS, "patience": HEAD_PATIENCE}
-            short = {key: config[key] for key in short} if config["freeze"] else short
-            history = train_head(model, embeddings, labels, split, loss, cell["lr_head"], name=f"seed {seed}, head", **short, **run)
+            embeddings, model = self.embeddings(model.encoder, seed), model.cpu()
+            alone = whole if config["freeze"] else {"epochs": HEAD_EPOCHS, "patience": HEAD_PATIENCE}
+            history = train_head(model, embeddings, labels, split, loss, cell["lr_head"], name=f"seed {seed}, head", **alone, **run)
         if config["freeze"]:
             with torch.no_grad():
                 values = model.to_unit(model.head(embeddings[rows]), data.task).numpy()
         else:
-            history = train_whole(model.to(self.device), self.pictures, labels, split, loss, cell, self.device, self.dtype, self.world, not self.announced,
-                                  progress=progress, name=f"seed {seed}", epochs=config["epochs"], patience=config["patience"], **run)
+            model = model.to(self.device)
+            for parameter in model.head.parameters():
+                parameter.data = self.world.mean(parameter.data)                         # the same on machines that round differently
+            history = train_whole(model, self.pictures, labels, split, loss, cell, self.device, self.dtype, self.world, not self.announced,
+                                  progress=progress, name=f"seed {seed}", **whole, **run)
             values = predict_rows(model, self.pictures, rows, data.task, min(64, config["batch"]), self.device, self.world)
         self.announced = True
         return model, history, dict(zip(rows, values))
