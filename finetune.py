@@ -145,19 +145,21 @@ class Numbers:
 # Training
 
 
-def fit(source, labels, split, loss, optimizers, epochs, batch, seed, name, patience=None, scaler=None, progress=None, rates=lambda done: 1.0):
+def fit(source, labels, split, loss, optimizers, epochs, batch, seed, name, patience=None, scaler=None, progress=None, start=None, rates=lambda done: 1.0):
     """Train on split["train"], leave the weights of the epoch with the lowest validation loss, and return the history.
 
     source: Pictures or Numbers; labels: float64 (rows, targets), scaled; progress: file to go on from, written every so often;
-    rates: what the learning rates are multiplied by, as a function of the part of training that is done.
-    History: one dict an epoch. The test part is never looked at here.
+    start: the history's line of the weights as they are, if they may be the best; rates: what the learning rates are multiplied by,
+    as a function of the part of training that is done. History: one dict an epoch. The test part is never looked at here.
     """
     order, scaler = np.array(split["train"]), scaler or torch.amp.GradScaler("cpu", enabled=False)
     known = torch.from_numpy(labels).float().to(source.device)
     history, best = load_progress(progress, source.model, optimizers, scaler)
-    steps, saved = -(-len(order) // batch), time.time()
-    bar = tqdm(total=epochs * steps, initial=len(history) * steps, desc=name, unit=" steps", disable=True if source.world.rank else None, leave=False)
-    for epoch in range(len(history) + 1, epochs + 1):
+    if start and not history:
+        history, best = [start], copied(source.model)
+    steps, done, saved = -(-len(order) // batch), history[-1]["epoch"] if history else 0, time.time()
+    bar = tqdm(total=epochs * steps, initial=done * steps, desc=name, unit=" steps", disable=True if source.world.rank else None, leave=False)
+    for epoch in range(done + 1, epochs + 1):
         losses, began, random = [], time.time(), np.random.default_rng([seed, epoch])
         for rows in np.split(random.permutation(order), range(batch, len(order), batch)):
             numbers = random.random((len(rows), pretrain.RANDOM))
@@ -168,7 +170,7 @@ def fit(source, labels, split, loss, optimizers, epochs, batch, seed, name, pati
         history.append({"epoch": epoch, "train_loss": sum(losses) / len(order), "val_loss": val, "seconds": round(time.time() - began, 3)})
         kept = best_epoch(history)
         if kept["epoch"] == epoch:
-            best = {k: v.detach().clone() for k, v in source.model.state_dict().items()}
+            best = copied(source.model)
         bar.set_postfix_str(f"val {val:.3f}, best {kept['val_loss']:.3f} at epoch {kept['epoch']}")
         if patience and epoch - kept["epoch"] >= patience:
             break
@@ -181,6 +183,10 @@ def fit(source, labels, split, loss, optimizers, epochs, batch, seed, name, pati
         raise click.ClickException("the validation loss was never a finite number; lower --lr-encoder and --lr-head")
     source.model.load_state_dict(best)
     return history
+
+
+def copied(module):
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
 def rise_and_fall(done):
@@ -203,7 +209,7 @@ def load_progress(path, model, optimizers, scaler):
     scaler.load_state_dict(found["scaler"])
     for optimizer, state in zip(optimizers, found["optimizers"]):
         optimizer.load_state_dict(state)
-    click.echo(f"going on after epoch {len(found['history'])} of {path}")
+    click.echo(f"going on after epoch {found['history'][-1]['epoch']} of {path}")
     return found["history"], found["best"]
 
 
@@ -233,36 +239,32 @@ def adam(module, rate):
     return torch.optim.Adam(module.parameters(), rate, weight_decay=DECAY, fused=True, **pretrain.ADAM)
 
 
-def say_how_long(source, rows, epochs, batch, everything):
+def say_how_long(source, split, epochs, batch):
     """Print how long training will take on a CPU, measured on one slice without learning from it, and what --freeze would."""
-    rows = list(rows[:min(batch, 16)])
+    alone, rows = Pictures(source.model, source.pictures, source.eye, Alone()), list(split["train"][:min(batch, 16)])
     for _ in range(2):                                       # the first time pays for what is set up once
         began = time.perf_counter()
-        for _, outputs in source.parts(rows * source.world.size, np.random.default_rng(0).random((len(rows) * source.world.size, pretrain.RANDOM))):
+        for _, outputs in alone.parts(rows, np.random.default_rng(0).random((len(rows), pretrain.RANDOM))):
             outputs.sum().backward()
         learning = (time.perf_counter() - began) / len(rows) / source.world.size
     source.model.zero_grad()
     began = time.perf_counter()
-    source.features(rows)
-    looking = (time.perf_counter() - began) / len(rows)
-    epoch = learning * everything["train"] + looking * everything["val"]
+    alone.features(rows)
+    looking = (time.perf_counter() - began) / len(rows) / source.world.size
+    epoch = learning * len(split["train"]) + looking * len(split["val"])
     click.echo(f"an epoch takes about {span(epoch)} here, {epochs} epochs {span(epochs * epoch)}; "
-               f"--freeze would embed all molecules once, in {span(looking * sum(everything.values()))}, and train the head in seconds")
+               f"--freeze would embed all molecules once, in {span(looking * sum(map(len, split.values())))}, and train the head in seconds")
 
 
 def span(seconds):
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def train_whole(model, pictures, labels, split, loss, cell, device, dtype, world, announce, **run):
-    """Train encoder and head together and return the history; cell: lr_encoder, lr_head, augment."""
-    micro = min(run["batch"], pretrain.fitting_batch(model.encoder.arch, device, dtype))
-    source = Pictures(model, pictures, pretrain.Eye(model.encoder, device, dtype, cell["augment"], micro), world)
-    if announce and device.type == "cpu" and not world.rank:
-        say_how_long(Pictures(model, pictures, source.eye, Alone()), split["train"], run["epochs"], run["batch"], {part: len(rows) for part, rows in split.items()})
-    world.barrier()
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
-    optimizers = [adam(model.encoder, cell["lr_encoder"]), adam(model.head, cell["lr_head"])]
+def train_whole(source, labels, split, loss, cell, **run):
+    """Train encoder and head of source, Pictures, together and return the history; cell: lr_encoder, lr_head."""
+    source.world.barrier()
+    scaler = torch.amp.GradScaler(source.device.type, enabled=source.eye.dtype is torch.float16)
+    optimizers = [adam(source.model.encoder, cell["lr_encoder"]), adam(source.model.head, cell["lr_head"])]
     return fit(source, labels, split, loss, optimizers, scaler=scaler, rates=rise_and_fall, **run)
 
 
@@ -379,7 +381,7 @@ class Job:
     def __init__(self, data, pictures, usable, config, device, dtype, world):
         self.data, self.pictures, self.usable, self.config = data, pictures, usable, config
         self.device, self.dtype, self.world = device, dtype, world
-        self.embedded, self.compared, self.announced = {}, {}, False
+        self.embedded, self.heads, self.compared, self.announced = {}, {}, {}, False
 
     def embeddings(self, encoder, seed):
         """Return the frozen encoder's embeddings of all drawn rows, fp32 (rows, 512); made once, unless its weights are a seed's."""
@@ -399,24 +401,33 @@ class Job:
         data, config = self.data, self.config
         torch.manual_seed(seed)
         model = Model(pretrain.load_encoder(config["init"], seed), len(data.targets), center, spread).to(self.device)
-        rows, run, progress = sorted(self.pictures), {"batch": config["batch"], "seed": seed}, folder / "progress.pt"
-        whole = {"epochs": config["epochs"], "patience": config["patience"]}
-        if config["freeze"] or not progress.exists():
-            embeddings, model = self.embeddings(model.encoder, seed), model.cpu()
-            alone = whole if config["freeze"] else {"epochs": HEAD_EPOCHS, "patience": HEAD_PATIENCE}
-            history = train_head(model, embeddings, labels, split, loss, cell["lr_head"], name=f"seed {seed}, head", **alone, **run)
+        rows, task = sorted(self.pictures), (labels, split, loss)
+        run = {"batch": config["batch"], "seed": seed, "name": f"seed {seed}", "epochs": config["epochs"], "patience": config["patience"]}
         if config["freeze"]:
+            embeddings, model = self.embeddings(model.encoder, seed), model.cpu()
+            history = train_head(model, embeddings, *task, cell["lr_head"], **run)
             with torch.no_grad():
-                values = model.to_unit(model.head(embeddings[rows]), data.task).numpy()
-        else:
-            model = model.to(self.device)
-            for parameter in model.head.parameters():
-                parameter.data = self.world.mean(parameter.data)                         # the same on machines that round differently
-            history = train_whole(model, self.pictures, labels, split, loss, cell, self.device, self.dtype, self.world, not self.announced,
-                                  progress=progress, name=f"seed {seed}", **whole, **run)
-            values = predict_rows(model, self.pictures, rows, data.task, min(64, config["batch"]), self.device, self.world)
+                return model, history, dict(zip(rows, model.to_unit(model.head(embeddings[rows]), data.task).numpy()))
+        micro = min(config["batch"], pretrain.fitting_batch(model.encoder.arch, self.device, self.dtype))
+        source = Pictures(model, self.pictures, pretrain.Eye(model.encoder, self.device, self.dtype, cell["augment"], micro), self.world)
+        if not self.announced and self.device.type == "cpu" and not self.world.rank:
+            say_how_long(source, split, config["epochs"], config["batch"])
         self.announced = True
-        return model, history, dict(zip(rows, values))
+        progress = folder / "progress.pt"
+        start = None if progress.exists() else self.head_first(model, seed, cell["lr_head"], task)
+        history = train_whole(source, *task, cell, progress=progress, start=start, **run)
+        return model, history, dict(zip(rows, predict_rows(model, self.pictures, rows, data.task, min(64, config["batch"]), self.device, self.world)))
+
+    def head_first(self, model, seed, rate, task):
+        """Train the head alone, once for a seed and rate, put it into the model, and return its line of the history, as epoch 0."""
+        if (seed, rate) not in self.heads:
+            embeddings = self.embeddings(model.encoder, seed)
+            history = train_head(model.cpu(), embeddings, *task, rate, epochs=HEAD_EPOCHS, patience=HEAD_PATIENCE, batch=self.config["batch"], seed=seed, name=f"seed {seed}, head")
+            self.heads[seed, rate] = copied(model.head), best_epoch(history) | {"epoch": 0}
+        model.head.load_state_dict(self.heads[seed, rate][0])
+        for parameter in model.to(self.device).head.parameters():
+            parameter.data = self.world.mean(parameter.data)                             # the same on machines that round differently
+        return self.heads[seed, rate][1]
 
     def seed(self, folder, seed, cell):
         """Train, test and write one complete folder; a folder that is complete already is left as it is."""
@@ -457,7 +468,7 @@ class Job:
         plot_report(folder / "report.png", data, [run], summary, self.pictures)
         render.save_json(folder / "metrics.json", metrics)                               # its presence says that all are there
         (folder / "progress.pt").unlink(missing_ok=True)
-        click.echo(f"seed {config['seed']}: epoch {best['epoch']} of {len(history)} is best on validation (loss {best['val_loss']:.4g}); {folder}/report.png")
+        click.echo(f"seed {config['seed']}: epoch {best['epoch']} of {history[-1]['epoch']} is best on validation (loss {best['val_loss']:.4g}); {folder}/report.png")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -523,11 +534,11 @@ def enough_memory(batch):
 @click.option("--split", default="random", show_default=True, help="random, scaffold, random-scaffold, column, or a splits.csv; 80/10/10%.")
 @click.option("--split-column", default=None, help="Column that says train, val or test.  [default with --split column: split]")
 @click.option("--seeds", default="1", show_default=True, callback=listed(within(-1, 2**32, int), "a list of whole numbers such as 1,2,3"), help="Seeds of split and training, such as 1,2,3.")
-@click.option("--epochs", default=60, show_default=True, type=click.IntRange(1), help="Passes over the training part.")
+@click.option("--epochs", default=60, show_default=True, type=click.IntRange(1), help="Passes over the training part; the learning rates fall to 0 over them.")
 @click.option("--patience", default=None, type=click.IntRange(1), help="Stop after so many epochs without a better validation loss.")
 @click.option("--batch", default=64, show_default=True, type=click.IntRange(1), help="Molecules in a step.")
-@click.option("--lr-encoder", default="5e-6", show_default=True, callback=listed(within(0, 1e3), "a learning rate, or several such as 5e-6,2e-5"), help="Learning rate of the encoder; several make a grid.")
-@click.option("--lr-head", default="4e-4", show_default=True, callback=listed(within(0, 1e3), "a learning rate, or several such as 1e-3,4e-4"), help="Learning rate of the head; several make a grid.")
+@click.option("--lr-encoder", default="5e-6", show_default=True, callback=listed(within(0, 1e3), "a learning rate, or several such as 5e-6,2e-5"), help="Highest learning rate of the encoder; several make a grid.")
+@click.option("--lr-head", default="4e-4", show_default=True, callback=listed(within(0, 1e3), "a learning rate, or several such as 1e-3,4e-4"), help="Highest learning rate of the head; several make a grid.")
 @click.option("--augment", default="default", show_default=True, callback=listed(LEVELS.__getitem__, "none, default, intense or several of them"), help="Pixel augmentation of training pictures; several make a grid.")
 @click.option("--freeze", is_flag=True, help="Embed once and train the head alone: seconds instead of hours.")
 @click.option("--r-groups", is_flag=True, help="Draw the ends of all molecules as R-groups.")
@@ -562,7 +573,8 @@ def run(given, device, world, data, out, init, targets, task, split, split_colum
     dtype, reason = pretrain.pick_precision("auto", device)
     cells = [{"lr_encoder": a, "lr_head": b, "augment": c} for a in lr_encoder for b in lr_head for c in (["none"] if training["freeze"] else augment)]
     config = {"data": Path(path).name, "data_sha256": render.input_facts(path, smiles_column)["sha256"], "init": init, "split": split, "seeds": seeds,
-              "rates": lr_head, "task": table.task, "targets": table.targets, "max_atoms": render.MAX_ATOMS, "rdkit": rdBase.rdkitVersion, "torch": str(torch.__version__), **training}
+              "rates": lr_head, "task": table.task, "targets": table.targets, "max_atoms": render.MAX_ATOMS, "rdkit": rdBase.rdkitVersion, "torch": str(torch.__version__),
+              "head_first": None if training["freeze"] else [HEAD_EPOCHS, HEAD_PATIENCE, WARM_UP], **training}
     pictures = draw_rows(table, world, training["r_groups"])
     usable = [row for row in range(len(table)) if row in pictures and not table.problems[row]]
     if len(usable) < 10:

@@ -1,19 +1,20 @@
 """How good the models are, on the paper's data sets and splits: one column of a table for each encoder and way of training.
 
     python benchmarks/accuracy.py frozen --init dinov2-small.safetensors --name DINOv2-S         # minutes to an hour on 2 cores
-    python benchmarks/accuracy.py finetuned --init bundled --name bundled --sets esol,freesolv   # hours on 2 cores
+    python benchmarks/accuracy.py finetuned --init bundled --name bundled --sets esol,freesolv   # half an hour on 2 cores
     python benchmarks/accuracy.py frozen --init bundled --name bundled --study r-groups          # original and R pictures
     python benchmarks/accuracy.py frozen --init bundled --name bundled --study fractions         # 10, 30 and 100% of ESOL's training part
 
 The transfer from Kraken's buried volumes to the yields: --init benchmarks/runs/kraken-finetuned-bundled/model.pt --name
 "bundled then Kraken" --sets phosphines_yield. Each cell is one command of finetune.py, which stands in the table beside its
 figures: settings are chosen on validation, every number is the test part's, mean and 95% t-interval over seeds. Cells that are in
-the table already are skipped; the fingerprint baselines, the same for every encoder, are taken along with the first column `frozen`.
-Runs lie in benchmarks/runs/.
+the table already are skipped; the fingerprint baselines, the same for every encoder, are taken along with the first column `frozen`
+of the study `sets`. Runs lie in benchmarks/runs/.
 """
 
 import csv
 import importlib.metadata
+import json
 import os
 import shlex
 import subprocess
@@ -67,7 +68,9 @@ def run_cell(name, way, model, init, seeds, study, variant, lr_encoder, baseline
     out = RUNS / f"{name} {way} {model} {variant.removesuffix('100%')}".strip().replace(" ", "-").replace(",", "").replace("%", "")
     words = ["--data", f"data/{name}.csv", "--split", split, "--seeds", seeds, *WAYS[way].split(), *(["--r-groups"] if variant == "R-groups" else [])]
     words += ["--epochs", str(PARTS.get(variant, EPOCHS.get(name))), "--lr-encoder", lr_encoder] if way == "finetuned" else []
-    if not (out / "metrics.json").exists():
+    if (out / "metrics.json").exists():
+        check_run(out, way, init, seeds, lr_encoder, baselines)
+    else:
         subprocess.run([sys.executable, *(["finetune.py"] if baselines else ["-c", ALONE]), *words, "--init", init, "-o", str(out)], cwd=ROOT, check=True)
     command = shlex.join(["python", "finetune.py", *words, "--init", os.path.relpath(init, ROOT) if Path(init).is_relative_to(ROOT) else Path(init).name])
     facts = {"versions": " ".join(f"{p} {importlib.metadata.version(p)}" for p in ("torch", "rdkit", "scikit-learn")), "machine": machine(), "commit": commit(), "command": command}
@@ -77,6 +80,15 @@ def run_cell(name, way, model, init, seeds, study, variant, lr_encoder, baseline
         if line["target"] == "" and line["metric"] in (metric, "MAE", "Spearman", "PR-AUC") and (baselines or title != line["method"]):
             rows.append({"set": name, "split": Path(split).stem, "model": title, "variant": variant} | {key: line[key] for key in ("metric", "mean", "sd", "ci95", "seeds")} | facts)
     return rows
+
+
+def check_run(out, way, init, seeds, lr_encoder, baselines):
+    """Raise click.ClickException if a finished run was made otherwise than the cell wants it."""
+    config, wanted = json.loads((out / "config.json").read_text()), {"init": init, "seeds": [int(seed) for seed in seeds.split(",")]}
+    wanted |= {"lr_encoder": float(lr_encoder)} if way == "finetuned" else {}
+    other = [key for key in wanted if config[key] != wanted[key]] + ["baselines"] * (baselines and "ECFP" not in (out / "scores.csv").read_text())
+    if other:
+        raise click.ClickException(f"{out}: a run with other {', '.join(other)}; delete it to run the cell again")
 
 
 def save(study, rows):
@@ -96,10 +108,13 @@ def save(study, rows):
 @click.option("--study", default="sets", show_default=True, type=click.Choice(list(STUDIES)), help="What is compared.")
 @click.option("--sets", default=None, help="Data sets.  [default: all of the study]")
 @click.option("--seeds", default="1,2,3", show_default=True, help="Seeds of split and training.")
-@click.option("--lr-encoder", default="3e-5", show_default=True, help="Learning rate of the encoder, where it is finetuned.")
+@click.option("--lr-encoder", default="2e-5", show_default=True, help="Learning rate of the encoder, where it is finetuned.")
 def main(way, init, name, study, sets, seeds, lr_encoder):
+    sets = sets.split(",") if sets else [one for one in STUDIES[study][1] if way == "frozen" or one in EPOCHS]
+    if way == "finetuned" and not set(sets) <= set(EPOCHS):
+        raise click.BadParameter(f"finetuned there are {', '.join(EPOCHS)}; add the epochs of others to EPOCHS", param_hint="--sets")
     init = str(Path(init).resolve()) if Path(init).exists() else init
-    for one in sets.split(",") if sets else [one for one in STUDIES[study][1] if way == "frozen" or one in EPOCHS]:
+    for one in sets:
         for variant in STUDIES[study][2]:
             if any((row["set"], row["model"], row["variant"]) == (one, f"{name}, {way}", variant) for row in read_results(study)):
                 print(f"{one} {variant}: done")

@@ -140,7 +140,7 @@ def test_the_run_folder(road):
     for name in ("model.pt", "metrics.json", "predictions.csv", "splits.csv", "history.csv", "report.png", "config.json", "scores.csv"):
         assert (folder / name).exists() and (folder / "seed-1" / name).exists(), name
     lines, history = rows_of(folder / "predictions.csv"), rows_of(folder / "history.csv")
-    assert [int(line["row"]) for line in lines] == list(range(80)) and len(history) == 3
+    assert [int(line["row"]) for line in lines] == list(range(80)) and [h["epoch"] for h in history] == ["0", "1", "2", "3"]
     metrics = json.loads((folder / "seed-1" / "metrics.json").read_text())
     best = min(history, key=lambda h: (float(h["val_loss"]), -int(h["epoch"])))
     assert metrics["best_epoch"] == int(best["epoch"])
@@ -284,21 +284,33 @@ def test_rates_rise_over_a_tenth_and_fall():
     for factor in (0.25, 1, 0.5):                             # of the rate given, not of the last one
         finetune.set_rates(optimizers, factor)
         assert [optimizer.param_groups[0]["lr"] for optimizer in optimizers] == pytest.approx([factor * 3e-5, factor * 1e-4])
-    finetune.set_rates(optimizers, 0.5)
-    optimizers[0].load_state_dict(torch.optim.Adam([weight], 1.0).state_dict() | {"param_groups": optimizers[0].state_dict()["param_groups"]})
-    finetune.set_rates(optimizers, 1)                         # as after a resumption
-    assert optimizers[0].param_groups[0]["lr"] == pytest.approx(3e-5)
+    fresh = torch.optim.Adam([weight], 1.0)                   # as after a resumption
+    fresh.load_state_dict(optimizers[0].state_dict())
+    finetune.set_rates([fresh], 1)
+    assert fresh.param_groups[0]["lr"] == pytest.approx(3e-5)
 
 
-def test_the_head_learns_first(toy):
-    """Encoder and head start from where a frozen run of as many epochs ends, and so does the loss."""
-    words = ["--data", toy / "toy.csv", "--init", toy / "encoder.pt", "--lr-head", "1e-3"]
+def test_the_head_learns_first(toy, monkeypatch):
+    """Epoch 0 is what a frozen run gives; it is kept if training both makes it worse, and a grid trains a head once for each of its rates."""
+    real, factors, heads = finetune.set_rates, [], []
+    monkeypatch.setattr(finetune, "set_rates", lambda optimizers, factor: (factors.append((len(optimizers), factor)), real(optimizers, factor)))
+    head = finetune.train_head
+    monkeypatch.setattr(finetune, "train_head", lambda *words, **more: (heads.append(more["name"]), head(*words, **more))[1])
+    words = ["--data", toy / "toy.csv", "--init", toy / "encoder.pt", "--lr-head", "1e-3", "--batch", 16]
     invoke(finetune.main, *words, "--freeze", "--epochs", finetune.HEAD_EPOCHS, "--patience", finetune.HEAD_PATIENCE, "-o", toy / "head")
-    invoke(finetune.main, *words, "--epochs", 1, "--lr-encoder", "1e-9", "--augment", "none", "-o", toy / "both")
-    frozen, both = (rows_of(toy / name / "history.csv") for name in ("head", "both"))
+    said = invoke(finetune.main, *words, "--epochs", 3, "--augment", "none", "--lr-encoder", "1e-9,0.01", "-o", toy / "both")
+    frozen = rows_of(toy / "head" / "seed-1" / "history.csv")
     kept = min(frozen, key=lambda h: (float(h["val_loss"]), -int(h["epoch"])))
-    assert float(both[0]["train_loss"]) < 0.6 * float(frozen[0]["train_loss"])                 # a young head stands at 0.8
-    assert float(both[0]["train_loss"]) == pytest.approx(float(kept["train_loss"]), rel=0.4)
+    assert heads == ["seed 1", "seed 1, head"] and "going on" not in said
+    both = rows_of(toy / "both" / "history.csv")
+    assert [line["epoch"] for line in both] == ["0", "1", "2", "3"]
+    assert {factor for optimizers, factor in factors if optimizers == 1} == {1.0}
+    assert [factor for optimizers, factor in factors if optimizers == 2] == pytest.approx([finetune.rise_and_fall((i + 0.5) / 9) for i in range(9)] * 2)     # 33 molecules
+    grid = rows_of(toy / "both" / "grid.csv")
+    ruined = json.loads((toy / "both" / "grid" / "lr-encoder-0.01_lr-head-0.001_augment-none" / "seed-1" / "metrics.json").read_text())
+    assert ruined["best_epoch"] == 0 and ruined["val_loss"] == pytest.approx(float(both[0]["val_loss"])) and len(grid) == 2
+    assert float(both[1]["train_loss"]) < 0.6 * float(frozen[0]["train_loss"])                 # a young head stands at 0.8
+    assert float(both[0]["val_loss"]) == pytest.approx(float(kept["val_loss"]), rel=1e-5)
 
 
 def test_raw_labels_r_groups_and_a_model_as_start(toy):

@@ -26,7 +26,7 @@ def test_a_script_opens_with_commands_and_stays_short(station):
 
 def test_options_in_the_readme_exist():
     known = {name for station in STATIONS for parameter in importlib.import_module(station).main.params for name in parameter.opts}
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - {"--nproc_per_node", "--nproc", "--help", "--name"}         # of torchrun, click and benchmarks/
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - {"--nproc_per_node", "--nproc", "--help", "--name", "--study", "--sets"}         # of torchrun, click and benchmarks/
     assert named <= known, named - known
 
 
