@@ -1,6 +1,6 @@
 # make demo: set up and run all six stations on real molecules (3 minutes on 2 cores, once installed)
 # make test: set up and run the tests
-# make tables: renew the README's tables from benchmarks/results/
+# make tables: renew the READMEs' tables from benchmarks/results/
 SHELL := /bin/bash
 .SHELLFLAGS := -e -o pipefail -c
 PYTHON ?= python3

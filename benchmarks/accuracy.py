@@ -25,12 +25,14 @@ import click
 import numpy as np
 from record import ROOT, commit, machine                    # which puts the project's own scripts before these
 
+import finetune
+
 SETS = {"esol": ("scaffold", "RMSE"), "freesolv": ("scaffold", "RMSE"), "bace": ("scaffold", "ROC-AUC"), "bbbp": ("scaffold", "ROC-AUC"),
         "dhbd": ("random", "MAE"), "nhcs": ("random", "MAE"), "phosphines_yield": ("random", "MAE"), "kraken": ("random", "MAE")}
 WAYS = {"frozen": "--freeze --epochs 200 --patience 40 --lr-head 1e-3,4e-4,1e-4",
         "finetuned": "--batch 32 --lr-head 1e-4 --augment none"}
 EPOCHS = {"esol": 8, "freesolv": 8, "nhcs": 25, "phosphines_yield": 25, "kraken": 6}             # of `finetuned`: what hours of 2 cores allow
-PARTS = {"10%": 20, "30%": 10}                                                 # of ESOL's training part: epochs
+PART_EPOCHS = {"10%": 20, "30%": 10}                                                         # of `finetuned` on a part of ESOL's training part
 STUDIES = {"sets": ("accuracy", list(SETS), [""]), "r-groups": ("r_groups", ["esol", "freesolv"], ["original", "R-groups"]),
            "fractions": ("fractions", ["esol"], ["10%", "30%", "100%"])}       # results file, sets, variants of each
 RESULTS, RUNS = ROOT / "benchmarks" / "results", ROOT / "benchmarks" / "runs"
@@ -67,9 +69,9 @@ def run_cell(name, way, model, init, seeds, study, variant, lr_encoder, baseline
     split, metric = split_of(name, study, variant, seeds), "MAE" if study == "r-groups" else SETS[name][1]
     out = RUNS / f"{name} {way} {model} {variant.removesuffix('100%')}".strip().replace(" ", "-").replace(",", "").replace("%", "")
     words = ["--data", f"data/{name}.csv", "--split", split, "--seeds", seeds, *WAYS[way].split(), *(["--r-groups"] if variant == "R-groups" else [])]
-    words += ["--epochs", str(PARTS.get(variant, EPOCHS.get(name))), "--lr-encoder", lr_encoder] if way == "finetuned" else []
+    words += ["--epochs", str(PART_EPOCHS.get(variant, EPOCHS.get(name))), "--lr-encoder", lr_encoder] if way == "finetuned" else []
     if (out / "metrics.json").exists():
-        check_run(out, way, init, seeds, lr_encoder, baselines)
+        check_run(out, words, init, baselines)
     else:
         subprocess.run([sys.executable, *(["finetune.py"] if baselines else ["-c", ALONE]), *words, "--init", init, "-o", str(out)], cwd=ROOT, check=True)
     command = shlex.join(["python", "finetune.py", *words, "--init", os.path.relpath(init, ROOT) if Path(init).is_relative_to(ROOT) else Path(init).name])
@@ -82,10 +84,11 @@ def run_cell(name, way, model, init, seeds, study, variant, lr_encoder, baseline
     return rows
 
 
-def check_run(out, way, init, seeds, lr_encoder, baselines):
-    """Raise click.ClickException if a finished run was made otherwise than the cell wants it."""
-    config, wanted = json.loads((out / "config.json").read_text()), {"init": init, "seeds": [int(seed) for seed in seeds.split(",")]}
-    wanted |= {"lr_encoder": float(lr_encoder)} if way == "finetuned" else {}
+def check_run(out, words, init, baselines):
+    """Raise click.ClickException if a finished run was made otherwise than by these words of a command."""
+    config, given = json.loads((out / "config.json").read_text()), finetune.main.make_context("finetune.py", list(words)).params
+    wanted = {"init": init, **{key: given[key] for key in ("split", "seeds", "epochs", "batch", "freeze", "r_groups")}, "rates": given["lr_head"]}
+    wanted |= {} if given["freeze"] else {"lr_encoder": given["lr_encoder"][0]}
     other = [key for key in wanted if config[key] != wanted[key]] + ["baselines"] * (baselines and "ECFP" not in (out / "scores.csv").read_text())
     if other:
         raise click.ClickException(f"{out}: a run with other {', '.join(other)}; delete it to run the cell again")
@@ -121,7 +124,7 @@ def main(way, init, name, study, sets, seeds, lr_encoder):
                 continue
             baselines = study == "sets" and way == "frozen" and not any((row["set"], row["model"]) == (one, "ECFP + MLP") for row in read_results(study))
             rows = run_cell(one, way, name, init, seeds, study, variant, lr_encoder, baselines)
-            save(study, rows + read_results(study) + [row for row in rows if row["model"] == f"{name}, {way}"])   # read now: another column may have grown beside
+            save(study, read_results(study) + rows)                             # read anew: another column may have grown beside
     for row in read_results(study):
         if row["metric"] == ("MAE" if study == "r-groups" else SETS[row["set"]][1]):
             print(f"{row['set']:18s}{row['split']:10s}{row['model']:28s}{row['variant']:10s}{row['metric']:>8s} {float(row['mean']):.4g} ± {float(row['ci95'] or 0):.2g}")

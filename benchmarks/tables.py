@@ -1,7 +1,7 @@
-"""The README's tables, made from benchmarks/results/ and published.csv.
+"""The READMEs' tables, made from benchmarks/results/ and published.csv.
 
-    make tables                              # rewrites what stands between the marks in README.md
-    python benchmarks/tables.py --check      # exit code 1 if README.md is not what the results say
+    make tables                              # rewrites what stands between the marks in the three README.md
+    python benchmarks/tables.py --check      # exit code 1 if one of them is not what the results say
 
 A table stands between <!-- table NAME --> and <!-- end -->; what no result fills stays visibly empty.
 """
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-README = HERE.parent / "README.md"
+READMES = [HERE.parent / "README.md", HERE / "README.md", HERE.parent / "weights" / "README.md"]
 SETS = {"esol": "ESOL, scaffold, RMSE in log mol/L", "freesolv": "FreeSolv, scaffold, RMSE in kcal/mol", "bace": "BACE, scaffold, ROC-AUC",
         "bbbp": "BBBP, scaffold, ROC-AUC", "dhbd": "DHBDs, random, MAE in eV", "nhcs": "NHCs, random, MAE in e",
         "phosphines_yield": "phosphine yield, random, MAE as fraction", "kraken": "Kraken buried volumes, random, MAE in %"}
@@ -115,6 +115,16 @@ def training():
     return markdown(["encoder, bf16", "all tokens, images/s", "inked tokens", "", "peak memory"], rows)
 
 
+def finetuning():
+    """ViT-S by sets: seconds an epoch whole, and frozen."""
+    found = [row for row in read("results/finetune.csv") if row["encoder"] == "ViT small, patch 16"]
+    modes = {tokens: {row["set"]: row for row in found if row["tokens"] == tokens} for tokens in ("inked", "all")}
+    rows = [[f"{title}, {modes['inked'][name]['molecules']} molecules", *(f"{float(modes[tokens][name]['seconds an epoch']):.0f} s" for tokens in modes),
+             f"{float(modes['inked'][name]['frozen: seconds to embed all']):.0f} s", f"{float(modes['inked'][name]['frozen: seconds an epoch']):.1f} s",
+             f"{float(modes['inked'][name]['drawing all once, seconds']):.0f} s"] for name, title in (("esol", "ESOL"), ("dhbd", "DHBDs"))]
+    return markdown(["ViT-S/16", "an epoch in bf16, inked tokens", "all tokens", "`--freeze`: embedding all once, inked", "an epoch of the head", "drawing all once"], rows)
+
+
 def tokens():
     """Modes by encoder: what looking at inked patches alone costs in accuracy."""
     rows = []
@@ -125,20 +135,44 @@ def tokens():
     return markdown(["DINOv2-S", "tokens", "cosine between the modes", *sets], rows) if rows else ""
 
 
-TABLES = {"accuracy": accuracy, "transfer": transfer, "r_groups": r_groups, "fractions": fractions, "prediction": prediction, "training": training, "tokens": tokens}
+def probe():
+    """Steps of the bundled encoder's pretraining by sets: what frozen features are worth, within training and validation parts."""
+    names = {"dinov2-small-fp16": "the start", "step200": "step 200", "step350": "step 350", "bundled": "step 590, bundled"}
+    sets = {"esol": "ESOL", "freesolv": "FreeSolv", "dhbd": "DHBDs", "nhcs": "NHCs", "phosphines_yield": "phosphine yield"}
+    found = {row["encoder"]: row for row in read("results/probe.csv")}
+    return markdown(["", *sets.values()], [[title, *(number(found[name][key]) for key in sets)] for name, title in names.items()])
+
+
+def trials():
+    """Ways to finetune by the validation loss: of the head alone, the lowest of the epochs after it, and the last."""
+    runs = {}
+    for row in read("results/finetune_trials.csv"):
+        runs.setdefault(tuple(row[key] for key in ("init", "begin", "rates", "lr_encoder", "augment")), {})[int(row["epoch"])] = row["val_loss"]
+    rows = [[*key, number(losses[0]) if 0 in losses else "", number(min((losses[i] for i in losses if i), key=float)), number(losses[max(losses)])] for key, losses in runs.items()]
+    return markdown(["from", "head and encoder begin", "rates", "encoder's", "augmentation", "head alone", "best epoch", "last epoch"], rows)
+
+
+TABLES = {"accuracy": accuracy, "transfer": transfer, "r_groups": r_groups, "fractions": fractions, "prediction": prediction, "training": training,
+          "finetuning": finetuning, "tokens": tokens, "probe": probe, "trials": trials}
 
 
 def renewed(text):
-    """Return the README's text with every marked table made anew."""
+    """Return a README's text with every marked table made anew."""
     def replace(match):
         return f"{match[1]}<!-- table {match[2]} -->\n" + "".join(f"{match[1]}{line}\n" for line in TABLES[match[2]]().splitlines()) + f"{match[1]}<!-- end -->"
 
     return re.sub(r"^([ ]*)<!-- table (\w+) -->\n.*?<!-- end -->", replace, text, flags=re.S | re.M)
 
 
+def main():
+    for path in READMES:
+        before, after = path.read_text(), renewed(path.read_text())
+        if after == before:
+            continue
+        if "--check" in sys.argv:
+            sys.exit(f"{path.relative_to(HERE.parent)} is not what benchmarks/results says; run: make tables")
+        path.write_text(after)
+
+
 if __name__ == "__main__":
-    before = README.read_text()
-    after = renewed(before)
-    if "--check" in sys.argv:
-        sys.exit("README.md is not what benchmarks/results says; run: make tables" if after != before else 0)
-    README.write_text(after)
+    main()

@@ -14,7 +14,7 @@ import finetune
 import pretrain
 import render
 
-sys.path.insert(1, str(ROOT / "benchmarks"))
+sys.path.append(str(ROOT / "benchmarks"))
 import bundle                                               # noqa: E402
 
 WEIGHTS = ROOT / "weights" / "moleclip-small.pt"
