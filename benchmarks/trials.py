@@ -49,7 +49,7 @@ def main(init):
         lines = [dict(zip(KEYS, (name, *trial))) | {key: line[key] for key in ("epoch", "train_loss", "val_loss")} | facts for line in run_trial(init, *trial)]
         with open(RESULTS, "a", newline="") as stream:
             table = csv.DictWriter(stream, lines[0])
-            table.writerows(([] if done else [dict(zip(lines[0], lines[0]))]) + lines)
+            table.writerows(([] if stream.tell() else [dict(zip(lines[0], lines[0]))]) + lines)
 
 
 if __name__ == "__main__":
