@@ -140,7 +140,7 @@ class World:
         return tensor.item() > 0
 
     def mean(self, values):
-        """Return the mean over processes of a 1-d tensor."""
+        """Return the mean over processes of a tensor, which is overwritten."""
         if self.size > 1:
             dist.all_reduce(values)
         return values / self.size

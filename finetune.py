@@ -149,14 +149,15 @@ def fit(source, labels, split, loss, optimizers, epochs, batch, seed, name, pati
     """Train on split["train"], leave the weights of the epoch with the lowest validation loss, and return the history.
 
     source: Pictures or Numbers; labels: float64 (rows, targets), scaled; progress: file to go on from, written every so often;
-    start: the history's line of the weights as they are, if they may be the best; rates: what the learning rates are multiplied by,
-    as a function of the part of training that is done. History: one dict an epoch. The test part is never looked at here.
+    start: the history's line of the weights as they are, if they may be kept (val_loss is measured here, as in all epochs); rates: the
+    learning rates' factor as a function of the part of training that is done. History: one dict an epoch.
     """
     order, scaler = np.array(split["train"]), scaler or torch.amp.GradScaler("cpu", enabled=False)
     known = torch.from_numpy(labels).float().to(source.device)
+    held_out = lambda: loss.mean(source.outputs(split["val"]), known[split["val"]]).item()         # noqa: E731
     history, best = load_progress(progress, source.model, optimizers, scaler)
     if start and not history:
-        history, best = [start], copied(source.model)
+        history, best = [start | {"val_loss": held_out()}], copied(source.model)
     steps, done, saved = -(-len(order) // batch), history[-1]["epoch"] if history else 0, time.time()
     bar = tqdm(total=epochs * steps, initial=done * steps, desc=name, unit=" steps", disable=True if source.world.rank else None, leave=False)
     for epoch in range(done + 1, epochs + 1):
@@ -166,12 +167,11 @@ def fit(source, labels, split, loss, optimizers, epochs, batch, seed, name, pati
             set_rates(optimizers, rates(((epoch - 1) * steps + len(losses) + 0.5) / (epochs * steps)))
             losses.append(take_step(source, rows, numbers, known[rows], loss, optimizers, scaler) * len(rows))
             bar.update()
-        val = loss.mean(source.outputs(split["val"]), known[split["val"]]).item()
-        history.append({"epoch": epoch, "train_loss": sum(losses) / len(order), "val_loss": val, "seconds": round(time.time() - began, 3)})
+        history.append({"epoch": epoch, "train_loss": sum(losses) / len(order), "val_loss": held_out(), "seconds": round(time.time() - began, 3)})
         kept = best_epoch(history)
         if kept["epoch"] == epoch:
             best = copied(source.model)
-        bar.set_postfix_str(f"val {val:.3f}, best {kept['val_loss']:.3f} at epoch {kept['epoch']}")
+        bar.set_postfix_str(f"val {history[-1]['val_loss']:.3f}, best {kept['val_loss']:.3f} at epoch {kept['epoch']}")
         if patience and epoch - kept["epoch"] >= patience:
             break
         if progress and not source.world.rank and time.time() - saved > SAVE_EVERY:
@@ -240,20 +240,21 @@ def adam(module, rate):
 
 
 def say_how_long(source, split, epochs, batch):
-    """Print how long training will take on a CPU, measured on one slice without learning from it, and what --freeze would."""
+    """Print how long training will take on a CPU, measured on one slice without learning from it, and how much of it --freeze would."""
     alone, rows = Pictures(source.model, source.pictures, source.eye, Alone()), list(split["train"][:min(batch, 16)])
+    frozen = Pictures(source.model, source.pictures, pretrain.Eye(source.model.encoder, source.device, None), Alone())
     for _ in range(2):                                       # the first time pays for what is set up once
         began = time.perf_counter()
         for _, outputs in alone.parts(rows, np.random.default_rng(0).random((len(rows), pretrain.RANDOM))):
             outputs.sum().backward()
         learning = (time.perf_counter() - began) / len(rows) / source.world.size
+        began = time.perf_counter()
+        frozen.features(rows)
+        looking = (time.perf_counter() - began) / len(rows) / source.world.size
     source.model.zero_grad()
-    began = time.perf_counter()
-    alone.features(rows)
-    looking = (time.perf_counter() - began) / len(rows) / source.world.size
-    epoch = learning * len(split["train"]) + looking * len(split["val"])
-    click.echo(f"an epoch takes about {span(epoch)} here, {epochs} epochs {span(epochs * epoch)}; "
-               f"--freeze would embed all molecules once, in {span(looking * sum(map(len, split.values())))}, and train the head in seconds")
+    everything, epoch = looking * sum(map(len, split.values())), learning * len(split["train"]) + looking * len(split["val"])
+    click.echo(f"embedding all molecules takes about {span(everything)} here, the head then learns in seconds, and that is all with --freeze; "
+               f"an epoch of both takes {span(epoch)}, {epochs} epochs {span(epochs * epoch)}")
 
 
 def span(seconds):
@@ -268,7 +269,7 @@ def train_whole(source, labels, split, loss, cell, **run):
     return fit(source, labels, split, loss, optimizers, scaler=scaler, rates=rise_and_fall, **run)
 
 
-def train_head(model, embeddings, labels, split, loss, rate, **run):
+def train_head(head, embeddings, labels, split, loss, rate, **run):
     """Train the head alone on a frozen encoder's embeddings, fp32 (rows, 512), and return the history.
 
     It learns on embeddings that are standardised on the training part; the scaling is then folded into its first layer.
@@ -276,11 +277,10 @@ def train_head(model, embeddings, labels, split, loss, rate, **run):
     known = embeddings[split["train"]]
     mean, deviation = known.mean(0), known.std(0)
     deviation = deviation.clamp(min=1e-3 * deviation.median().item() + 1e-12)
-    history = fit(Numbers(model.head, (embeddings - mean) / deviation), labels, split, loss, [adam(model.head, rate)], **run)
-    first = model.head[0]
+    history = fit(Numbers(head, (embeddings - mean) / deviation), labels, split, loss, [adam(head, rate)], **run)
     with torch.no_grad():
-        first.bias -= first.weight @ (mean / deviation)
-        first.weight /= deviation
+        head[0].bias -= head[0].weight @ (mean / deviation)
+        head[0].weight /= deviation
     return history
 
 
@@ -405,7 +405,7 @@ class Job:
         run = {"batch": config["batch"], "seed": seed, "name": f"seed {seed}", "epochs": config["epochs"], "patience": config["patience"]}
         if config["freeze"]:
             embeddings, model = self.embeddings(model.encoder, seed), model.cpu()
-            history = train_head(model, embeddings, *task, cell["lr_head"], **run)
+            history = train_head(model.head, embeddings, *task, cell["lr_head"], **run)
             with torch.no_grad():
                 return model, history, dict(zip(rows, model.to_unit(model.head(embeddings[rows]), data.task).numpy()))
         micro = min(config["batch"], pretrain.fitting_batch(model.encoder.arch, self.device, self.dtype))
@@ -421,9 +421,9 @@ class Job:
     def head_first(self, model, seed, rate, task):
         """Train the head alone, once for a seed and rate, put it into the model, and return its line of the history, as epoch 0."""
         if (seed, rate) not in self.heads:
-            embeddings = self.embeddings(model.encoder, seed)
-            history = train_head(model.cpu(), embeddings, *task, rate, epochs=HEAD_EPOCHS, patience=HEAD_PATIENCE, batch=self.config["batch"], seed=seed, name=f"seed {seed}, head")
-            self.heads[seed, rate] = copied(model.head), best_epoch(history) | {"epoch": 0}
+            history = train_head(model.head.cpu(), self.embeddings(model.encoder, seed), *task, rate, epochs=HEAD_EPOCHS, patience=HEAD_PATIENCE,
+                                 batch=self.config["batch"], seed=seed, name=f"seed {seed}, head")
+            self.heads[seed, rate] = copied(model.head), best_epoch(history) | {"epoch": 0, "seconds": round(sum(line["seconds"] for line in history), 3)}
         model.head.load_state_dict(self.heads[seed, rate][0])
         for parameter in model.to(self.device).head.parameters():
             parameter.data = self.world.mean(parameter.data)                             # the same on machines that round differently
@@ -445,8 +445,8 @@ class Job:
         model, history, predicted = self.train(folder, seed, cell, split, labels, center, spread, loss)
         if not world.rank:
             if seed not in self.compared:
-                self.compared[seed] = baselines(data, labels, center, spread, split, loss, config["rates"], epochs=config["epochs"], batch=64, seed=seed,
-                                                patience=config["patience"])
+                long = {key: config[key] for key in ("epochs", "patience")} if config["freeze"] else {"epochs": HEAD_EPOCHS, "patience": HEAD_PATIENCE}     # as the head
+                self.compared[seed] = baselines(data, labels, center, spread, split, loss, config["rates"], batch=64, seed=seed, **long)
             self.write(folder, config, model, split, history, predicted)
         world.barrier()
 

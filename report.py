@@ -1,4 +1,4 @@
-"""How good a finetuned model is: metrics, tables, predictions and the picture of a run; finetune.py takes these."""
+"""How good a finetuned model is: metrics, tables, predictions and the picture of a run, and which of a grid is kept; finetune.py takes these."""
 
 import csv
 import json
@@ -71,7 +71,7 @@ def summarise(values):
 def over_seeds(runs):
     """Return {method: {"pooled": {metric: summary}, "targets": {target: {metric: summary}}}} of runs' metrics.json."""
     table = {}
-    for method, first in runs[0]["test"].items():
+    for method, first in ((method, first) for method, first in runs[0]["test"].items() if all(method in run["test"] for run in runs)):
         places = [("pooled", None)] + [("targets", name) for name in first["targets"]]
         table[method] = {"pooled": {}, "targets": {}}
         for part, target in places:

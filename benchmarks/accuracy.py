@@ -3,7 +3,7 @@
     python benchmarks/accuracy.py frozen --init dinov2-small.safetensors --name DINOv2-S         # minutes to an hour on 2 cores
     python benchmarks/accuracy.py finetuned --init bundled --name bundled --sets esol,freesolv   # half an hour on 2 cores
     python benchmarks/accuracy.py frozen --init bundled --name bundled --study r-groups          # original and R pictures
-    python benchmarks/accuracy.py frozen --init bundled --name bundled --study fractions         # 10, 30 and 100% of ESOL's training part
+    python benchmarks/accuracy.py frozen --init bundled --name bundled --study fractions         # 10 and 30% of ESOL's training part
 
 The transfer from Kraken's buried volumes to the yields: --init benchmarks/runs/kraken-finetuned-bundled/model.pt --name
 "bundled then Kraken" --sets phosphines_yield. Each cell is one command of finetune.py, which stands in the table beside its
@@ -13,19 +13,22 @@ of the study `sets`. Runs lie in benchmarks/runs/.
 """
 
 import csv
+import fcntl
+import hashlib
 import importlib.metadata
 import json
 import os
 import shlex
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 import numpy as np
 from record import ROOT, commit, machine                    # which puts the project's own scripts before these
 
-import finetune
+import render
 
 SETS = {"esol": ("scaffold", "RMSE"), "freesolv": ("scaffold", "RMSE"), "bace": ("scaffold", "ROC-AUC"), "bbbp": ("scaffold", "ROC-AUC"),
         "dhbd": ("random", "MAE"), "nhcs": ("random", "MAE"), "phosphines_yield": ("random", "MAE"), "kraken": ("random", "MAE")}
@@ -34,7 +37,7 @@ WAYS = {"frozen": "--freeze --epochs 200 --patience 40 --lr-head 1e-3,4e-4,1e-4"
 EPOCHS = {"esol": 8, "freesolv": 8, "nhcs": 25, "phosphines_yield": 25, "kraken": 6}             # of `finetuned`: what hours of 2 cores allow
 PART_EPOCHS = {"10%": 20, "30%": 10}                                                         # of `finetuned` on a part of ESOL's training part
 STUDIES = {"sets": ("accuracy", list(SETS), [""]), "r-groups": ("r_groups", ["esol", "freesolv"], ["original", "R-groups"]),
-           "fractions": ("fractions", ["esol"], ["10%", "30%", "100%"])}       # results file, sets, variants of each
+           "fractions": ("fractions", ["esol"], ["10%", "30%"])}               # results file, sets, variants of each
 RESULTS, RUNS = ROOT / "benchmarks" / "results", ROOT / "benchmarks" / "runs"
 ALONE = "import finetune; finetune.baselines = lambda *_, **__: {}; finetune.main()"          # without fingerprints, which take longer than a head
 FIELDS = ("set", "split", "model", "variant", "metric", "mean", "sd", "ci95", "seeds", "versions", "machine", "commit", "command")
@@ -47,7 +50,7 @@ def read_results(study):
 
 def split_of(name, study, variant, seeds):
     """Return --split's value: as the paper has it (random for R-groups), or a file with a part of the training molecules."""
-    if study != "fractions" or variant == "100%":
+    if study != "fractions":
         return "random" if study == "r-groups" else SETS[name][0]
     import table
     data = table.Data(str(ROOT / "data" / f"{name}.csv"))
@@ -65,43 +68,49 @@ def split_of(name, study, variant, seeds):
 
 
 def run_cell(name, way, model, init, seeds, study, variant, lr_encoder, baselines):
-    """Finetune on one set and return its rows of the table. 100% of a set is the run of the study `sets`."""
+    """Finetune on one set, unless the very run is there already, and return its rows of the table."""
     split, metric = split_of(name, study, variant, seeds), "MAE" if study == "r-groups" else SETS[name][1]
-    out = RUNS / f"{name} {way} {model} {variant.removesuffix('100%')}".strip().replace(" ", "-").replace(",", "").replace("%", "")
     words = ["--data", f"data/{name}.csv", "--split", split, "--seeds", seeds, *WAYS[way].split(), *(["--r-groups"] if variant == "R-groups" else [])]
     words += ["--epochs", str(PART_EPOCHS.get(variant, EPOCHS.get(name))), "--lr-encoder", lr_encoder] if way == "finetuned" else []
-    if (out / "metrics.json").exists():
-        check_run(out, words, init, baselines)
-    else:
-        subprocess.run([sys.executable, *(["finetune.py"] if baselines else ["-c", ALONE]), *words, "--init", init, "-o", str(out)], cwd=ROOT, check=True)
-    command = shlex.join(["python", "finetune.py", *words, "--init", os.path.relpath(init, ROOT) if Path(init).is_relative_to(ROOT) else Path(init).name])
-    facts = {"versions": " ".join(f"{p} {importlib.metadata.version(p)}" for p in ("torch", "rdkit", "scikit-learn")), "machine": machine(), "commit": commit(), "command": command}
+    out = RUNS / f"{name} {way} {model} {variant}".strip().replace(" ", "-").replace("%", "")
+    made = finetuned(out, words, init, baselines)
     rows = []
     for line in csv.DictReader(open(out / "scores.csv", newline="")):
         title = f"{model}, {way}" if line["method"] == "this model" else line["method"]
         if line["target"] == "" and line["metric"] in (metric, "MAE", "Spearman", "PR-AUC") and (baselines or title != line["method"]):
-            rows.append({"set": name, "split": Path(split).stem, "model": title, "variant": variant} | {key: line[key] for key in ("metric", "mean", "sd", "ci95", "seeds")} | facts)
+            rows.append({"set": name, "split": Path(split).stem, "model": title, "variant": variant} | {key: line[key] for key in FIELDS if key in line}
+                        | {key: made[key] for key in FIELDS if key in made})
     return rows
 
 
-def check_run(out, words, init, baselines):
-    """Raise click.ClickException if a finished run was made otherwise than by these words of a command."""
-    config, given = json.loads((out / "config.json").read_text()), finetune.main.make_context("finetune.py", list(words)).params
-    wanted = {"init": init, **{key: given[key] for key in ("split", "seeds", "epochs", "batch", "freeze", "r_groups")}, "rates": given["lr_head"]}
-    wanted |= {} if given["freeze"] else {"lr_encoder": given["lr_encoder"][0]}
-    other = [key for key in wanted if config[key] != wanted[key]] + ["baselines"] * (baselines and "ECFP" not in (out / "scores.csv").read_text())
-    if other:
-        raise click.ClickException(f"{out}: a run with other {', '.join(other)}; delete it to run the cell again")
+def finetuned(out, words, init, baselines):
+    """Run finetune.py into a folder, unless the very run is there already, and return what made it, as in the folder's made_by.json."""
+    command = shlex.join(["python", "finetune.py", *words, "--init", os.path.relpath(init, ROOT) if Path(init).is_relative_to(ROOT) else Path(init).name])
+    wanted = {"command": command, "init": hashlib.sha256(Path(init).read_bytes()).hexdigest() if Path(init).exists() else init, "baselines": baselines}
+    if (out / "metrics.json").exists():
+        made = json.loads((out / "made_by.json").read_text()) if (out / "made_by.json").exists() else {}
+        if wanted != {key: made.get(key) for key in wanted}:
+            raise click.ClickException(f"{out}: a run by another command, or from another encoder; delete it to run the cell again")
+        return made
+    subprocess.run([sys.executable, *(["finetune.py"] if baselines else ["-c", ALONE]), *words, "--init", init, "-o", str(out)], cwd=ROOT, check=True)
+    made = wanted | {"versions": " ".join(f"{p} {importlib.metadata.version(p)}" for p in ("torch", "rdkit", "scikit-learn")), "machine": machine(), "commit": commit()}
+    render.save_json(out / "made_by.json", made)
+    return made
+
+
+@contextmanager
+def alone():
+    """Let one process at a time change the tables: columns may be run side by side."""
+    with open(RUNS / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def save(study, rows):
     """Write the table, the sets in their order; of rows for one cell the last counts."""
     cells = {(row["set"], row["model"], row["variant"], row["metric"]): row for row in rows}
     order = sorted(cells.values(), key=lambda row: (list(SETS).index(row["set"]), row["metric"] != SETS[row["set"]][1], row["metric"]))
-    with open(RESULTS / f"{STUDIES[study][0]}.csv", "w", newline="") as stream:
-        table = csv.DictWriter(stream, FIELDS, restval="")
-        table.writeheader()
-        table.writerows(order)
+    render.save_table(RESULTS / f"{STUDIES[study][0]}.csv", FIELDS, [[row[key] for key in FIELDS] for row in order])
 
 
 @click.command()
@@ -111,11 +120,13 @@ def save(study, rows):
 @click.option("--study", default="sets", show_default=True, type=click.Choice(list(STUDIES)), help="What is compared.")
 @click.option("--sets", default=None, help="Data sets.  [default: all of the study]")
 @click.option("--seeds", default="1,2,3", show_default=True, help="Seeds of split and training.")
-@click.option("--lr-encoder", default="2e-5", show_default=True, help="Learning rate of the encoder, where it is finetuned.")
+@click.option("--lr-encoder", default=None, help="Learning rate of the encoder that is finetuned.  [default: 1e-5]")
 def main(way, init, name, study, sets, seeds, lr_encoder):
     sets = sets.split(",") if sets else [one for one in STUDIES[study][1] if way == "frozen" or one in EPOCHS]
     if way == "finetuned" and not set(sets) <= set(EPOCHS):
         raise click.BadParameter(f"finetuned there are {', '.join(EPOCHS)}; add the epochs of others to EPOCHS", param_hint="--sets")
+    if way == "frozen" and lr_encoder:
+        raise click.BadParameter("a frozen encoder doesn't learn", param_hint="--lr-encoder")
     init = str(Path(init).resolve()) if Path(init).exists() else init
     for one in sets:
         for variant in STUDIES[study][2]:
@@ -123,8 +134,9 @@ def main(way, init, name, study, sets, seeds, lr_encoder):
                 print(f"{one} {variant}: done")
                 continue
             baselines = study == "sets" and way == "frozen" and not any((row["set"], row["model"]) == (one, "ECFP + MLP") for row in read_results(study))
-            rows = run_cell(one, way, name, init, seeds, study, variant, lr_encoder, baselines)
-            save(study, read_results(study) + rows)                             # read anew: another column may have grown beside
+            rows = run_cell(one, way, name, init, seeds, study, variant, lr_encoder or "1e-5", baselines)
+            with alone():
+                save(study, read_results(study) + rows)
     for row in read_results(study):
         if row["metric"] == ("MAE" if study == "r-groups" else SETS[row["set"]][1]):
             print(f"{row['set']:18s}{row['split']:10s}{row['model']:28s}{row['variant']:10s}{row['metric']:>8s} {float(row['mean']):.4g} ± {float(row['ci95'] or 0):.2g}")

@@ -10,6 +10,7 @@ trials that are done are skipped. What a run says of the test part is not read.
 """
 
 import csv
+import shutil
 from pathlib import Path
 from unittest import mock
 
@@ -28,6 +29,7 @@ KEYS = ("init", "begin", "rates", "lr_encoder", "augment")
 def run_trial(init, begin, rates, lr_encoder, augment):
     """Finetune as the trial says and return the history's lines."""
     out = RUNS / f"trial {Path(init).stem} {begin} {rates} {lr_encoder} {augment}".replace(" ", "-").replace(":", "-")
+    shutil.rmtree(out, ignore_errors=True)                   # of a trial that was interrupted, or is not in the table any more
     words = ["--data", ROOT / "data" / "freesolv.csv", "--split", "scaffold", "--epochs", 6, "--batch", 32, "--lr-head", "1e-4", "--lr-encoder", lr_encoder,
              "--augment", augment, "--init", init, "-o", out]
     with mock.patch.multiple(finetune, baselines=lambda *_, **__: {}, **({} if rates == "rise and fall" else {"rise_and_fall": lambda done: 1.0})), \

@@ -183,7 +183,7 @@ def toy(tmp_path_factory, road):
 
 
 def test_same_seed_same_numbers_and_two_seeds(toy):
-    assert "row 4 (line 6) is left out: not a valid SMILES" in toy.said and "an epoch takes about" in toy.said and "--freeze" in toy.said
+    assert "row 4 (line 6) is left out: not a valid SMILES" in toy.said and "an epoch of both takes" in toy.said and "--freeze" in toy.said
     toy.run("python finetune.py --data toy.csv --epochs 2 -o again", OMP_NUM_THREADS="1")
     for name in ("predictions.csv", "splits.csv", "scores.csv"):
         assert (toy / "again" / "seed-1" / name).read_bytes() == (toy / "runs" / "toy" / "seed-1" / name).read_bytes()
@@ -225,7 +225,7 @@ def test_an_interrupted_run_goes_on(toy):
 
 def test_a_seed_goes_on_after_its_last_epoch(toy, monkeypatch):
     monkeypatch.setattr(finetune, "SAVE_EVERY", -1)
-    words = ["--data", toy / "toy.csv", "--init", toy / "encoder.pt", "--epochs", 3, "--batch", 32, "-o"]
+    words = ["--data", toy / "toy.csv", "--init", toy / "encoder.pt", "--epochs", 3, "--batch", 32, "--lr-encoder", 0.01, "-o"]     # so that epoch 0 is best
     real, taken = finetune.take_step, []
 
     def power_cut(source, *rest):
@@ -242,6 +242,8 @@ def test_a_seed_goes_on_after_its_last_epoch(toy, monkeypatch):
     assert not (toy / "cut" / "seed-1" / "progress.pt").exists()
     for name in ("predictions.csv", "scores.csv"):
         assert (toy / "cut" / name).read_bytes() == (toy / "whole" / name).read_bytes()
+    cut, whole = ([(line["epoch"], line["train_loss"], line["val_loss"]) for line in rows_of(toy / name / "history.csv")] for name in ("cut", "whole"))
+    assert cut == whole and min(whole, key=lambda line: float(line[2]))[0] == "0"
 
 
 def test_two_processes_learn_what_one_does(toy):
@@ -296,6 +298,7 @@ def test_the_head_learns_first(toy, monkeypatch):
     monkeypatch.setattr(finetune, "set_rates", lambda optimizers, factor: (factors.append((len(optimizers), factor)), real(optimizers, factor)))
     head = finetune.train_head
     monkeypatch.setattr(finetune, "train_head", lambda *words, **more: (heads.append(more["name"]), head(*words, **more))[1])
+    monkeypatch.setattr(pretrain, "pick_precision", lambda *_: (None, "test"))              # embeddings are fp32's, and so may be the rest
     words = ["--data", toy / "toy.csv", "--init", toy / "encoder.pt", "--lr-head", "1e-3", "--batch", 16]
     invoke(finetune.main, *words, "--freeze", "--epochs", finetune.HEAD_EPOCHS, "--patience", finetune.HEAD_PATIENCE, "-o", toy / "head")
     said = invoke(finetune.main, *words, "--epochs", 3, "--augment", "none", "--lr-encoder", "1e-9,0.01", "-o", toy / "both")
@@ -311,6 +314,9 @@ def test_the_head_learns_first(toy, monkeypatch):
     assert ruined["best_epoch"] == 0 and ruined["val_loss"] == pytest.approx(float(both[0]["val_loss"])) and len(grid) == 2
     assert float(both[1]["train_loss"]) < 0.6 * float(frozen[0]["train_loss"])                 # a young head stands at 0.8
     assert float(both[0]["val_loss"]) == pytest.approx(float(kept["val_loss"]), rel=1e-5)
+    invoke(finetune.main, *words, "--epochs", 3, "--augment", "none", "--lr-encoder", 0.01, "-o", toy / "ruined")
+    frozen, ruined = ([float(line["predicted_labels"] or 0) for line in rows_of(toy / name / "predictions.csv")] for name in ("head", "ruined"))
+    assert ruined == pytest.approx(frozen, abs=1e-4)                                          # the weights of epoch 0, encoder and head
 
 
 def test_raw_labels_r_groups_and_a_model_as_start(toy):
