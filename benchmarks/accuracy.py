@@ -33,7 +33,7 @@ import render
 SETS = {"esol": ("scaffold", "RMSE"), "freesolv": ("scaffold", "RMSE"), "bace": ("scaffold", "ROC-AUC"), "bbbp": ("scaffold", "ROC-AUC"),
         "dhbd": ("random", "MAE"), "nhcs": ("random", "MAE"), "phosphines_yield": ("random", "MAE"), "kraken": ("random", "MAE")}
 WAYS = {"frozen": "--freeze --epochs 200 --patience 40 --lr-head 1e-3,4e-4,1e-4",
-        "finetuned": "--batch 32 --lr-head 1e-4 --augment none"}
+        "finetuned": "--batch 32 --lr-head 1e-4"}
 EPOCHS = {"esol": 8, "freesolv": 8, "nhcs": 25, "phosphines_yield": 25, "kraken": 6}             # of `finetuned`: what hours of 2 cores allow
 PART_EPOCHS = {"10%": 20, "30%": 10}                                                         # of `finetuned` on a part of ESOL's training part
 STUDIES = {"sets": ("accuracy", list(SETS), [""]), "r-groups": ("r_groups", ["esol", "freesolv"], ["original", "R-groups"]),

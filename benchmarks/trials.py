@@ -1,7 +1,7 @@
 """How finetuning should begin and at which rates, by FreeSolv's validation part: one trial for each row of a table.
 
     python benchmarks/trials.py bundled                              # half an hour on one core
-    python benchmarks/trials.py dinov2-small.safetensors             # the encoder's rate alone, in a quarter of an hour
+    python benchmarks/trials.py dinov2-small.safetensors             # the encoder's rate and augmentation alone, 20 minutes
     python benchmarks/trials.py scratch:small
 
 Each trial is one run of finetune.py, some with a part of it taken out: the head that learns first, or the rates that rise and
@@ -20,9 +20,8 @@ from record import ROOT, commit, machine                    # which puts the pro
 import finetune
 
 RESULTS, RUNS = ROOT / "benchmarks" / "results" / "finetune_trials.csv", ROOT / "benchmarks" / "runs"
-RATES = [("head first", "rise and fall", rate, "none") for rate in ("1e-5", "2e-5", "5e-5", "1e-4")]
-PARTS = [("together", "constant", "1e-5", "none"), ("together", "rise and fall", "1e-5", "none"), ("head first", "constant", "1e-5", "none"),
-         ("head first", "rise and fall", "1e-5", "default")]
+RATES = [("head first", "rise and fall", rate, "none") for rate in ("1e-5", "2e-5", "5e-5", "1e-4")] + [("head first", "rise and fall", "1e-5", "default")]
+PARTS = [("together", "constant", "1e-5", "none"), ("together", "rise and fall", "1e-5", "none"), ("head first", "constant", "1e-5", "none")]
 KEYS = ("init", "begin", "rates", "lr_encoder", "augment")
 
 
