@@ -71,7 +71,9 @@ def summarise(values):
 def over_seeds(runs):
     """Return {method: {"pooled": {metric: summary}, "targets": {target: {metric: summary}}}} of runs' metrics.json."""
     table = {}
-    for method, first in ((method, first) for method, first in runs[0]["test"].items() if all(method in run["test"] for run in runs)):
+    for method, first in runs[0]["test"].items():
+        if not all(method in run["test"] for run in runs):
+            continue
         places = [("pooled", None)] + [("targets", name) for name in first["targets"]]
         table[method] = {"pooled": {}, "targets": {}}
         for part, target in places:

@@ -15,7 +15,6 @@ of the study `sets`. Runs lie in benchmarks/runs/.
 import csv
 import fcntl
 import hashlib
-import importlib.metadata
 import json
 import os
 import shlex
@@ -26,7 +25,7 @@ from pathlib import Path
 
 import click
 import numpy as np
-from record import ROOT, commit, machine                    # which puts the project's own scripts before these
+from record import ROOT, surroundings                       # which puts the project's own scripts before these
 
 import render
 
@@ -93,7 +92,7 @@ def finetuned(out, words, init, baselines):
             raise click.ClickException(f"{out}: a run by another command, or from another encoder; delete it to run the cell again")
         return made
     subprocess.run([sys.executable, *(["finetune.py"] if baselines else ["-c", ALONE]), *words, "--init", init, "-o", str(out)], cwd=ROOT, check=True)
-    made = wanted | {"versions": " ".join(f"{p} {importlib.metadata.version(p)}" for p in ("torch", "rdkit", "scikit-learn")), "machine": machine(), "commit": commit()}
+    made = wanted | surroundings(("torch", "rdkit", "scikit-learn"))
     render.save_json(out / "made_by.json", made)
     return made
 

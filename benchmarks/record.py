@@ -27,9 +27,14 @@ def commit():
     return done.stdout.strip() or "unknown"
 
 
+def surroundings(packages):
+    """Return what every result says of how it was made, but for the command: {"machine", "versions", "commit"}."""
+    return {"machine": machine(), "versions": " ".join(f"{p} {importlib.metadata.version(p)}" for p in packages), "commit": commit()}
+
+
 def record(name, rows, packages):
     """Write rows, a list of dicts with the same keys, and print them. Rows of an earlier run keep the facts they have."""
-    facts = {"machine": machine(), "versions": " ".join(f"{p} {importlib.metadata.version(p)}" for p in packages), "commit": commit(),
+    facts = {**surroundings(packages),
              "command": "python " + " ".join([os.path.relpath(sys.argv[0], ROOT), *(Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:])])}
     path = ROOT / "benchmarks" / "results" / f"{name}.csv"
     path.parent.mkdir(exist_ok=True)

@@ -149,8 +149,8 @@ def trials():
     runs = {}
     for row in read("results/finetune_trials.csv"):
         runs.setdefault(tuple(row[key] for key in ("init", "begin", "rates", "lr_encoder", "augment")), {})[int(row["epoch"])] = row["val_loss"]
-    names = {"bundled": "bundled", "dinov2-small-fp16": "DINOv2-S", "scratch:small": "scratch"}
-    rows = [[names[key[0]], *key[1:], number(losses[0]) if 0 in losses else "", number(min((losses[i] for i in losses if i), key=float)), number(losses[max(losses)])] for key, losses in sorted(runs.items())]
+    names = {"dinov2-small-fp16": "DINOv2-S", "scratch:small": "scratch"}
+    rows = [[names.get(key[0], key[0]), *key[1:], number(losses[0]) if 0 in losses else "", number(min((losses[i] for i in losses if i), key=float)), number(losses[max(losses)])] for key, losses in sorted(runs.items())]
     return markdown(["from", "head and encoder begin", "rates", "encoder's", "augmentation", "head alone", "best epoch", "last epoch"], rows)
 
 

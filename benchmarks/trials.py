@@ -15,7 +15,7 @@ from pathlib import Path
 from unittest import mock
 
 import click
-from record import ROOT, commit, machine                    # which puts the project's own scripts before these
+from record import ROOT, surroundings                       # which puts the project's own scripts before these
 
 import finetune
 
@@ -46,7 +46,7 @@ def main(init):
         if any(tuple(line[key] for key in KEYS) == (name, *trial) for line in done):
             print("done:", *trial)
             continue
-        facts = {"machine": machine(), "commit": commit(), "command": f"python benchmarks/trials.py {Path(init).name}"}
+        facts = surroundings(("torch", "rdkit", "scikit-learn")) | {"command": f"python benchmarks/trials.py {Path(init).name}"}
         lines = [dict(zip(KEYS, (name, *trial))) | {key: line[key] for key in ("epoch", "train_loss", "val_loss")} | facts for line in run_trial(init, *trial)]
         with open(RESULTS, "a", newline="") as stream:
             table = csv.DictWriter(stream, lines[0])

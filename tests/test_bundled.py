@@ -3,8 +3,8 @@
 import gzip
 import hashlib
 import json
-import sys
 
+import bundle
 import numpy as np
 import pytest
 import torch
@@ -13,9 +13,6 @@ from conftest import ROOT, small_molecules
 import finetune
 import pretrain
 import render
-
-sys.path.append(str(ROOT / "benchmarks"))
-import bundle                                               # noqa: E402
 
 WEIGHTS = ROOT / "weights" / "moleclip-small.pt"
 

@@ -3,12 +3,10 @@ import re
 import subprocess
 import sys
 
+import accuracy
 import pytest
+import tables
 from conftest import ROOT, STATIONS
-
-sys.path.append(str(ROOT / "benchmarks"))
-import accuracy                                             # noqa: E402
-import tables                                               # noqa: E402
 
 README = (ROOT / "README.md").read_text()
 
