@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from record import ROOT, record                             # which puts the project's own scripts before this one
+from record import ROOT, record  # which puts the project's own scripts before this one
 
 import export
 import predict
-import render
+from moleclip.molecules import read_molecules
 
 ROWS, BATCHES = 1500, (1, 8, 64)
 
@@ -32,20 +32,45 @@ def main(run):
     targets, spread = checkpoint["targets"], checkpoint["spread"].numpy()
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        smiles = [molecule.smiles for molecule in render.read_molecules(str(ROOT / "data" / "dhbd.csv"))][:ROWS]
+        smiles = [molecule.smiles for molecule in read_molecules(str(ROOT / "data" / "dhbd.csv"))][
+            :ROWS
+        ]
         (folder / "some.smi").write_text("\n".join(smiles) + "\n")
         for precision in ("fp32", "int8"):
             model, found = folder / f"{precision}.onnx", {}
-            export.main.main([run, "-o", str(model), "--precision", precision], standalone_mode=False)
+            export.main.main(
+                [run, "-o", str(model), "--precision", precision], standalone_mode=False
+            )
             for batch in BATCHES:
                 out = folder / f"{precision}-{batch}.csv"
-                predict.main.main([str(model), str(folder / "some.smi"), "-o", str(out), "--batch", str(batch),
-                                   "--provider", "cpu"], standalone_mode=False)
+                predict.main.main(
+                    [
+                        str(model),
+                        str(folder / "some.smi"),
+                        "-o",
+                        str(out),
+                        "--batch",
+                        str(batch),
+                        "--provider",
+                        "cpu",
+                    ],
+                    standalone_mode=False,
+                )
                 found[batch] = read_values(out, targets)
-            moved = {batch: np.abs(found[batch] - found[BATCHES[-1]]) / spread for batch in BATCHES[:-1]}
-            rows.append({"precision": precision, "molecules": len(smiles)} |
-                        {f"largest, {batch} against {BATCHES[-1]}": float(values.max()) for batch, values in moved.items()} |
-                        {f"mean, {batch} against {BATCHES[-1]}": float(values.mean()) for batch, values in moved.items()})
+            moved = {
+                batch: np.abs(found[batch] - found[BATCHES[-1]]) / spread for batch in BATCHES[:-1]
+            }
+            rows.append(
+                {"precision": precision, "molecules": len(smiles)}
+                | {
+                    f"largest, {batch} against {BATCHES[-1]}": float(values.max())
+                    for batch, values in moved.items()
+                }
+                | {
+                    f"mean, {batch} against {BATCHES[-1]}": float(values.mean())
+                    for batch, values in moved.items()
+                }
+            )
     record("batches", rows, ("onnxruntime-gpu", "rdkit", "numpy"))
 
 

@@ -18,10 +18,11 @@ import click
 import numpy as np
 import torch
 from rdkit import Chem, RDLogger
-from record import ROOT                                     # which puts the project's own scripts before these
+from record import ROOT  # which puts the project's own scripts before these
 
-import pretrain
-import render
+from moleclip.files import save_whole
+from moleclip.molecules import read_molecules
+from moleclip.weights import load_checkpoint, save_checkpoint
 
 EVALUATED = ("esol", "freesolv", "bace", "bbbp", "dhbd", "nhcs", "phosphines_yield", "kraken")
 RELEASED = ROOT / "weights" / "moleclip-small.pt"
@@ -46,15 +47,23 @@ def main():
 def molecules(source, out, count, seed):
     """Sample SOURCE without the molecules of the evaluation sets."""
     RDLogger.DisableLog("rdApp.*")
-    evaluated = {canonical(m.smiles) for name in EVALUATED for m in render.read_molecules(str(ROOT / "data" / f"{name}.csv"))} - {""}
-    found = [canonical(m.smiles) for m in render.read_molecules(source)]
+    evaluated = {
+        canonical(m.smiles)
+        for name in EVALUATED
+        for m in read_molecules(str(ROOT / "data" / f"{name}.csv"))
+    } - {""}
+    found = [canonical(m.smiles) for m in read_molecules(source)]
     free = list(dict.fromkeys(smiles for smiles in found if smiles and smiles not in evaluated))
-    print(f"{len(found)} molecules; {len(set(found) & evaluated)} of the {len(evaluated)} distinct ones of the evaluation sets among them, taken out")
+    print(
+        f"{len(found)} molecules; {len(set(found) & evaluated)} of the {len(evaluated)} distinct ones of the evaluation sets among them, taken out"
+    )
     chosen = np.random.default_rng(seed).permutation(len(free))[:count]
     packed = io.BytesIO()
-    with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as stream:                   # no date inside: the same bytes each time
+    with gzip.GzipFile(
+        fileobj=packed, mode="wb", mtime=0
+    ) as stream:  # no date inside: the same bytes each time
         stream.write("".join(f"{free[i]}\n" for i in chosen).encode())
-    render.save_whole(out, lambda name: Path(name).write_bytes(packed.getvalue()))
+    save_whole(out, lambda name: Path(name).write_bytes(packed.getvalue()))
     print(f"{out}: {len(chosen)} of the remaining {len(free)}, in random order")
 
 
@@ -62,16 +71,22 @@ def molecules(source, out, count, seed):
 @click.argument("encoder")
 def release(encoder):
     """Write ENCODER, a checkpoint of pretrain.py, into weights/ as the bundled one."""
-    checkpoint = pretrain.load_checkpoint(encoder)
+    checkpoint = load_checkpoint(encoder)
     RELEASED.parent.mkdir(exist_ok=True)
     half = {name: value.half() for name, value in checkpoint["encoder"].items()}
     assert all(torch.isfinite(value).all() for value in half.values())
-    pretrain.save_checkpoint(RELEASED, encoder=half, **{key: checkpoint[key] for key in ("arch", "step", "config", "metrics")})
+    save_checkpoint(
+        RELEASED,
+        encoder=half,
+        **{key: checkpoint[key] for key in ("arch", "step", "config", "metrics")},
+    )
     digest = hashlib.sha256(RELEASED.read_bytes()).hexdigest()
     RELEASED.with_suffix(".pt.sha256").write_text(f"{digest}  {RELEASED.name}\n")
     for suffix in (".json", ".log.jsonl", ".curves.png"):
         shutil.copy(Path(encoder).with_suffix(suffix), RELEASED.with_suffix(suffix))
-    print(f"{RELEASED}: {RELEASED.stat().st_size / 1e6:.1f} MB, step {checkpoint['step']}, SHA-256 {digest}")
+    print(
+        f"{RELEASED}: {RELEASED.stat().st_size / 1e6:.1f} MB, step {checkpoint['step']}, SHA-256 {digest}"
+    )
 
 
 if __name__ == "__main__":

@@ -24,36 +24,37 @@ import torch
 from PIL import Image
 from rdkit import Chem, RDLogger
 from rdkit.Chem.Draw import rdMolDraw2D
-from record import ROOT, record                             # which puts the project's own scripts before this one
+from record import ROOT, record  # which puts the project's own scripts before this one
 
 import export
-import finetune
 import predict
-import pretrain
-import render
+from moleclip.model import Model, load_model, save_model
+from moleclip.molecules import MAX_ATOMS, read_molecules
+from moleclip.pixels import SIZE
+from moleclip.weights import load_encoder
 
 MOLECULES = {"tiny": 400, "small": 200, "base": 80}
 TURNS = 3
-BATCH = 64      # of the original
+BATCH = 64  # of the original
 
 
 def fabricate(folder, size, tokens):
     """Write model.pt with random weights, as finetune.py would write it, and return its path."""
-    encoder = pretrain.load_encoder(f"scratch:{size}")
+    encoder = load_encoder(f"scratch:{size}")
     encoder.arch["tokens"] = tokens
     data = SimpleNamespace(targets=["value"], task="regression", smiles_column="smiles")
     path = folder / f"{size}-{tokens}.pt"
-    finetune.save_model(path, finetune.Model(encoder, 1), data, {"max_atoms": render.MAX_ATOMS}, {})
+    save_model(path, Model(encoder, 1), data, {"max_atoms": MAX_ATOMS}, {})
     return path
 
 
 def export_both(folder, path):
     """Export a model.pt in fp32 and int8 and return {precision: path}. The graph is traced once."""
     deployed, checkpoints = export.combine([path])
-    graph, files = export.graph_of(deployed, "fp32"), {}
+    graph, files = export.to_onnx(deployed, "fp32"), {}
     for precision in ("fp32", "int8"):
         files[precision] = folder / f"{path.stem}-{precision}.onnx"
-        model = graph if precision == "fp32" else export.quantised(onnx.load(files["fp32"]))
+        model = graph if precision == "fp32" else export.to_int8(onnx.load(files["fp32"]))
         export.save_onnx(model, files[precision], export.metadata(deployed, checkpoints, precision))
     return files
 
@@ -62,7 +63,7 @@ def original(model, source, out):
     """Predict a SMILES file as the original's code does, one step after the other in one process."""
     pictures, lines = [], source.read_text().split()
     for smiles in lines:
-        canvas = rdMolDraw2D.MolDraw2DSVG(render.SIZE, render.SIZE)
+        canvas = rdMolDraw2D.MolDraw2DSVG(SIZE, SIZE)
         canvas.DrawMolecule(rdMolDraw2D.PrepareMolForDrawing(Chem.MolFromSmiles(smiles)))
         canvas.FinishDrawing()
         png = cairosvg.svg2png(bytestring=canvas.GetDrawingText().encode())
@@ -70,8 +71,11 @@ def original(model, source, out):
     values = []
     with torch.no_grad():
         for i in range(0, len(pictures), BATCH):
-            pixels = torch.from_numpy(np.stack(pictures[i:i + BATCH])).permute(0, 3, 1, 2).float() / 255
-            values += model.to_unit(model(pixels), "regression").tolist()
+            pixels = (
+                torch.from_numpy(np.stack(pictures[i : i + BATCH])).permute(0, 3, 1, 2).float()
+                / 255
+            )
+            values += model.unscale(model(pixels), "regression").tolist()
     with open(out, "w", newline="") as stream:
         csv.writer(stream).writerows([smiles, *value] for smiles, value in zip(lines, values))
 
@@ -83,28 +87,51 @@ def seconds(function, *words):
 
 
 def ours(model, source, out):
-    predict.main.main([str(model), str(source), "-o", str(out), "--provider", "cpu"], standalone_mode=False)
+    predict.main.main(
+        [str(model), str(source), "-o", str(out), "--provider", "cpu"], standalone_mode=False
+    )
 
 
 def one_size(folder, size, count):
     """Return the rows of one size of encoder: each way with its molecules a second, and against the original's."""
-    lines = [m.smiles for m in render.read_molecules(str(ROOT / "data" / "druglike_20000.smi.gz"))]
+    lines = [m.smiles for m in read_molecules(str(ROOT / "data" / "druglike_20000.smi.gz"))]
     source = folder / f"{size}.smi"
-    source.write_text("\n".join(lines[::len(lines) // count][:count]) + "\n")
+    source.write_text("\n".join(lines[:: len(lines) // count][:count]) + "\n")
     ways = {}
     for tokens in ("inked", "all") if size == "base" else ("inked",):
-        ways |= {(tokens, precision): path for precision, path in export_both(folder, fabricate(folder, size, tokens)).items()}
-    model, _ = finetune.load_model(fabricate(folder, size, "all"))
+        ways |= {
+            (tokens, precision): path
+            for precision, path in export_both(folder, fabricate(folder, size, tokens)).items()
+        }
+    model, _ = load_model(fabricate(folder, size, "all"))
     rates = {"original": []} | {way: [] for way in ways}
     for _ in range(TURNS):
         rates["original"].append(count / seconds(original, model, source, folder / "original.csv"))
         for way, path in ways.items():
             rates[way].append(count / seconds(ours, path, source, folder / "ours.csv"))
-    rows = [{"encoder": f"ViT {size}, patch 16", "way": "the original's", "tokens": "all", "precision": "fp32", "molecules/s": float(np.median(rates["original"])),
-             "times the original": 1.0, "molecules": count}]
+    rows = [
+        {
+            "encoder": f"ViT {size}, patch 16",
+            "way": "the original's",
+            "tokens": "all",
+            "precision": "fp32",
+            "molecules/s": float(np.median(rates["original"])),
+            "times the original": 1.0,
+            "molecules": count,
+        }
+    ]
     for (tokens, precision), values in ((way, rates[way]) for way in ways):
-        rows.append({"encoder": f"ViT {size}, patch 16", "way": "predict.py", "tokens": tokens, "precision": precision, "molecules/s": float(np.median(values)),
-                     "times the original": float(np.median(np.array(values) / rates["original"])), "molecules": count})
+        rows.append(
+            {
+                "encoder": f"ViT {size}, patch 16",
+                "way": "predict.py",
+                "tokens": tokens,
+                "precision": precision,
+                "molecules/s": float(np.median(values)),
+                "times the original": float(np.median(np.array(values) / rates["original"])),
+                "molecules": count,
+            }
+        )
     return rows
 
 

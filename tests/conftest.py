@@ -12,13 +12,13 @@ from click.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-sys.path.append(str(ROOT / "benchmarks"))        # last: it has a pretrain.py and others of its own
-os.environ["CUDA_VISIBLE_DEVICES"] = ""          # the numbers the tests hold are the CPU's
+sys.path.append(str(ROOT / "benchmarks"))  # last: it has a pretrain.py and others of its own
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the numbers the tests hold are the CPU's
 STATIONS = ("render", "cluster", "pretrain", "finetune", "export", "predict")
 
 
 def first_lines(name, count, start=0):
-    return (ROOT / "data" / name).read_text().splitlines()[start:start + count]
+    return (ROOT / "data" / name).read_text().splitlines()[start : start + count]
 
 
 def small_molecules(count):
@@ -41,8 +41,15 @@ class Desk:
         """Run a command line, check its exit code, and return what it printed, both streams."""
         words = command.split() if isinstance(command, str) else [str(word) for word in command]
         words[0] = str(Path(sys.executable).parent / words[0])
-        done = subprocess.run(words, cwd=self.folder, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                              text=True, timeout=300)
+        done = subprocess.run(
+            words,
+            cwd=self.folder,
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+        )
         assert done.returncode == code, done.stdout
         return done.stdout
 
@@ -66,12 +73,13 @@ def road(tmp_path_factory):
     desk.write("solubility.csv", first_lines("esol.csv", 81))
     desk.said = {}
     for name, command in {
-            "render": "python render.py molecules.smi",
-            "cluster": "python cluster.py molecules.smi --k 4 --k 12",
-            "pretrain": "torchrun --nproc_per_node=4 pretrain.py --init scratch:nano --batch 32 --steps 3 --log-every 1 --precision fp32",
-            "finetune": "python finetune.py --data solubility.csv --epochs 3 --lr-encoder 1e-4",
-            "export": "python export.py runs/solubility",
-            "predict": "python predict.py model.onnx new_molecules.txt"}.items():
+        "render": "python render.py molecules.smi",
+        "cluster": "python cluster.py molecules.smi --k 4 --k 12",
+        "pretrain": "torchrun --nproc_per_node=4 pretrain.py --init scratch:nano --batch 32 --steps 3 --log-every 1 --precision fp32",
+        "finetune": "python finetune.py --data solubility.csv --epochs 3 --lr-encoder 1e-4",
+        "export": "python export.py runs/solubility",
+        "predict": "python predict.py model.onnx new_molecules.txt",
+    }.items():
         desk.said[name] = desk.run(command, OMP_NUM_THREADS="1")
     return desk
 

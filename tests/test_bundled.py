@@ -10,9 +10,11 @@ import pytest
 import torch
 from conftest import ROOT, small_molecules
 
-import finetune
-import pretrain
-import render
+from moleclip.drawing import Style, draw, layout, random_style
+from moleclip.encoder import Embedder
+from moleclip.molecules import parse, read_molecules
+from moleclip.pairs import contrastive_loss
+from moleclip.weights import default_init, load_encoder
 
 WEIGHTS = ROOT / "weights" / "moleclip-small.pt"
 
@@ -28,27 +30,42 @@ def test_it_is_a_half_precision_encoder_with_its_history():
     facts = json.loads(WEIGHTS.with_suffix(".json").read_text())
     log = [json.loads(line) for line in WEIGHTS.with_suffix(".log.jsonl").read_text().splitlines()]
     assert {value.dtype for value in checkpoint["encoder"].values()} == {torch.float16}
-    assert json.loads(json.dumps(checkpoint["arch"])) == facts["arch"] and facts["arch"]["tokens"] == "inked" and checkpoint["config"] == facts["config"]
-    assert log[-1]["step"] == checkpoint["step"] and WEIGHTS.with_suffix(".curves.png").stat().st_size > 5000
+    assert (
+        json.loads(json.dumps(checkpoint["arch"])) == facts["arch"]
+        and facts["arch"]["tokens"] == "inked"
+        and checkpoint["config"] == facts["config"]
+    )
+    assert (
+        log[-1]["step"] == checkpoint["step"]
+        and WEIGHTS.with_suffix(".curves.png").stat().st_size > 5000
+    )
 
 
 def test_it_tells_molecules_apart_and_knows_them_in_other_styles():
-    encoder = pretrain.load_encoder("bundled").eval()
-    molecules = [render.layout(render.parse(smiles)) for smiles in small_molecules(48)]
-    eye = pretrain.Eye(encoder, torch.device("cpu"), None)
+    encoder = load_encoder("bundled").eval()
+    molecules = [layout(parse(smiles)) for smiles in small_molecules(48)]
+    eye = Embedder(encoder, torch.device("cpu"), None)
     with torch.no_grad():
-        plain, styled = (eye.look_in_slices(np.stack([render.draw(m, style(i)) for i, m in enumerate(molecules)]), None)
-                         for style in (lambda i: render.Style(), lambda i: render.random_style(0, i, 1)))
-    assert torch.isfinite(plain).all() and pretrain.contrastive_loss(plain, styled, 15)[1] > 0.8
+        plain, styled = (
+            eye.embed_batch(np.stack([draw(m, style(i)) for i, m in enumerate(molecules)]), None)
+            for style in (lambda i: Style(), lambda i: random_style(0, i, 1))
+        )
+    assert torch.isfinite(plain).all() and contrastive_loss(plain, styled, 15)[1] > 0.8
 
 
 def test_no_molecule_that_is_evaluated_was_seen():
-    evaluated = {bundle.canonical(m.smiles) for name in bundle.EVALUATED for m in render.read_molecules(str(ROOT / "data" / f"{name}.csv"))} - {""}
+    evaluated = {
+        bundle.canonical(m.smiles)
+        for name in bundle.EVALUATED
+        for m in read_molecules(str(ROOT / "data" / f"{name}.csv"))
+    } - {""}
     with gzip.open(ROOT / "data" / "druglike_100000.smi.gz", "rt") as stream:
-        seen = set(stream.read().split())                                # canonical as they stand
+        seen = set(stream.read().split())  # canonical as they stand
     assert len(seen) == 100_000 and len(evaluated) > 10_000 and not seen & evaluated
-    esol = {bundle.canonical(m.smiles) for m in render.read_molecules(str(ROOT / "data" / "esol.csv"))}
-    assert not esol & {bundle.canonical(m.smiles) for m in render.read_molecules(str(ROOT / "data" / "chembl_3000.smi"))}      # the demo's drawings
+    esol = {bundle.canonical(m.smiles) for m in read_molecules(str(ROOT / "data" / "esol.csv"))}
+    assert not esol & {
+        bundle.canonical(m.smiles) for m in read_molecules(str(ROOT / "data" / "chembl_3000.smi"))
+    }  # the demo's drawings
 
 
 @pytest.mark.parametrize("own, init", [(False, "bundled"), (True, "encoder.pt")])
@@ -56,4 +73,4 @@ def test_finetuning_starts_from_it_unless_there_is_an_encoder(desk, monkeypatch,
     monkeypatch.chdir(desk.folder)
     if own:
         (desk / "encoder.pt").touch()
-    assert finetune.default_init() == init
+    assert default_init() == init

@@ -9,17 +9,22 @@ from rdkit import Chem
 from rdkit.Chem import Descriptors, MACCSkeys
 
 import cluster
-import pretrain
-import render
+from moleclip.features import DESCRIPTORS, maccs_keys, unpack
+from moleclip.files import read_arrays, save_arrays
+from moleclip.molecules import input_facts
+from moleclip.plots import plot_sweep
+from moleclip.shards import Labels
 
 
 def labels_of(path, *names):
-    arrays = render.read_arrays(path, (*names, "meta"))
+    arrays = read_arrays(path, (*names, "meta"))
     return [arrays[name] for name in names], json.loads(str(arrays["meta"]))
 
 
 def packed_keys(lines):
-    return np.stack([np.frombuffer(cluster.maccs_keys((0, line.split()[0], "")), np.uint8) for line in lines])
+    return np.stack(
+        [np.frombuffer(maccs_keys((0, line.split()[0], "")), np.uint8) for line in lines]
+    )
 
 
 @pytest.fixture
@@ -52,24 +57,34 @@ def minibatch(monkeypatch):
 
 
 def test_labels_hold_what_the_design_says(road):
-    arrays = render.read_arrays(road / "labels.npz", ("k4", "k12", "centroids_k4", "centroids_k12", "meta"))
+    arrays = read_arrays(
+        road / "labels.npz", ("k4", "k12", "centroids_k4", "centroids_k12", "meta")
+    )
     assert arrays["k4"].dtype == arrays["k12"].dtype == np.int32 and arrays["k12"].shape == (96,)
-    assert arrays["centroids_k12"].dtype == np.float32 and arrays["centroids_k12"].shape == (12, 167)
+    assert arrays["centroids_k12"].dtype == np.float32 and arrays["centroids_k12"].shape == (
+        12,
+        167,
+    )
     assert arrays["k12"][7] == -1 and (np.delete(arrays["k12"], 7) >= 0).all()
-    meta, manifest = json.loads(str(arrays["meta"])), json.loads((road / "shards" / "manifest.json").read_text())
+    meta, manifest = (
+        json.loads(str(arrays["meta"])),
+        json.loads((road / "shards" / "manifest.json").read_text()),
+    )
     assert (meta["sha256"], meta["rows"], meta["readable"]) == (manifest["sha256"], 96, 95)
     assert meta["label_sets"]["k4"]["largest"] == np.bincount(np.delete(arrays["k4"], 7)).max()
 
 
 def test_each_molecule_has_the_nearest_centroid(road):
-    arrays, inertia = render.read_arrays(road / "labels.npz", ("k12",)), 0
+    arrays, inertia = read_arrays(road / "labels.npz", ("k12",)), 0
     for row, line in enumerate((road / "molecules.smi").read_text().splitlines()):
         if row != 7:
             bits = np.array(MACCSkeys.GenMACCSKeys(Chem.MolFromSmiles(line.split()[0])), float)
             distances = np.square(arrays["centroids_k12"] - bits).sum(1)
             assert distances[arrays["k12"][row]] <= distances.min() + 1e-4
             inertia += distances.min()
-    assert json.loads(str(arrays["meta"]))["label_sets"]["k12"]["inertia"] == pytest.approx(inertia, rel=1e-5)
+    assert json.loads(str(arrays["meta"]))["label_sets"]["k12"]["inertia"] == pytest.approx(
+        inertia, rel=1e-5
+    )
 
 
 def test_the_seed_decides_not_the_workers(desk):
@@ -90,66 +105,110 @@ def test_the_seed_decides_not_the_workers_in_batches(molecules, tmp_path, miniba
 
 def test_batches_cluster_nearly_as_well_as_all_at_once(monkeypatch):
     packed = packed_keys(small_molecules(600))
-    whole = cluster.nearest(packed, cluster.fit(packed, 40, 0))[1]
+    whole = cluster.assign(packed, cluster.kmeans(packed, 40, 0))[1]
     monkeypatch.setattr(cluster, "MINIBATCH_FROM", 100)
-    labels, inertia = cluster.nearest(packed, cluster.fit(packed, 40, 0))
+    labels, inertia = cluster.assign(packed, cluster.kmeans(packed, 40, 0))
     assert inertia < 1.1 * whole and len(np.unique(labels)) == 40
 
 
 def test_batches_never_unpack_all_molecules(monkeypatch, minibatch):
-    packed, seen, unpack = packed_keys(small_molecules(500)), [], cluster.unpack
+    packed, seen, unpack = packed_keys(small_molecules(500)), [], unpack
     monkeypatch.setattr(cluster, "CHUNK", 64)
     monkeypatch.setattr(cluster, "unpack", lambda some: seen.append(len(some)) or unpack(some))
-    labels, _ = cluster.nearest(packed, cluster.fit(packed, 20, 0))
+    labels, _ = cluster.assign(packed, cluster.kmeans(packed, 20, 0))
     assert len(labels) == 500 and max(seen) < 2 * 64
 
 
 def test_more_clusters_than_a_batch_holds(minibatch):
     packed = packed_keys(small_molecules(300))
     distinct = len(cluster.distinct_keys(packed))
-    labels, inertia = cluster.nearest(packed, cluster.fit(packed, distinct, 0))
-    assert 200 < distinct and inertia < 1e-6 and len(np.unique(labels)) == distinct
+    labels, inertia = cluster.assign(packed, cluster.kmeans(packed, distinct, 0))
+    assert distinct > 200 and inertia < 1e-6 and len(np.unique(labels)) == distinct
 
 
 def test_distinct_keys_are_those_of_the_rows():
     packed = packed_keys(small_molecules(200))
     packed[:50] = packed[50:100]
     assert (cluster.distinct_keys(packed) == np.unique(packed, axis=0)).all()
-    assert (np.packbits(cluster.unpack(packed).astype(np.uint8), axis=1) == packed).all()
+    assert (np.packbits(unpack(packed).astype(np.uint8), axis=1) == packed).all()
 
 
-@pytest.mark.parametrize("words, distinct", [((), 2649), (("--max-atoms", 10000), 2826)])      # 224 have more than 150 heavy atoms
+@pytest.mark.parametrize(
+    "words, distinct", [((), 2649), (("--max-atoms", 10000), 2826)]
+)  # 224 have more than 150 heavy atoms
 def test_the_default_is_too_many_for_the_chembl_sample(tmp_path, words, distinct):
-    says = mistake(cluster.main, ROOT / "data" / "chembl_3000.smi", "-o", tmp_path / "labels.npz", *words)
+    says = mistake(
+        cluster.main, ROOT / "data" / "chembl_3000.smi", "-o", tmp_path / "labels.npz", *words
+    )
     assert f"--k 3000 is more than its {distinct} distinct MACCS keys; lower --k" in says
 
 
-@pytest.mark.parametrize("lines, says", [(["CCO"] * 9, "1 distinct MACCS keys; lower --k"), (["C1CC", "?"], "none of its 2 rows")])
+@pytest.mark.parametrize(
+    "lines, says",
+    [(["CCO"] * 9, "1 distinct MACCS keys; lower --k"), (["C1CC", "?"], "none of its 2 rows")],
+)
 def test_mistakes(tmp_path, lines, says):
     (tmp_path / "a.smi").write_text("\n".join(lines))
-    assert says in mistake(cluster.main, tmp_path / "a.smi", "--k", 3, "-o", tmp_path / "labels.npz")
+    assert says in mistake(
+        cluster.main, tmp_path / "a.smi", "--k", 3, "-o", tmp_path / "labels.npz"
+    )
     assert not (tmp_path / "labels.npz").exists()
 
 
-@pytest.mark.parametrize("words", [("--k", 3, "--sweep"), ("--sweep", "--assign", "labels.npz"), ("--assign", "labels.npz", "--k", 3)])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--k", 3, "--sweep"),
+        ("--sweep", "--assign", "labels.npz"),
+        ("--assign", "labels.npz", "--k", 3),
+    ],
+)
 def test_one_thing_at_a_time(molecules, words):
-    assert "--k, --assign and --sweep exclude each other" in mistake(cluster.main, molecules, *words, code=2)
+    assert "--k, --assign and --sweep exclude each other" in mistake(
+        cluster.main, molecules, *words, code=2
+    )
 
 
 def test_descriptors_are_rdkits_standardised(clustered, tmp_path):
-    invoke(cluster.main, clustered / "molecules.smi", "--assign", clustered / "labels.npz", "--descriptors", "-o", tmp_path / "labels.npz")
+    invoke(
+        cluster.main,
+        clustered / "molecules.smi",
+        "--assign",
+        clustered / "labels.npz",
+        "--descriptors",
+        "-o",
+        tmp_path / "labels.npz",
+    )
     (table, maccs), _ = labels_of(tmp_path / "labels.npz", "descriptors", "maccs")
-    assert table.dtype == np.float16 and len(table) == len(maccs) == 96 and (table[7] == 0).all() and (maccs[7] == 0).all()
-    molecules = [Chem.MolFromSmiles(line.split()[0]) for line in (clustered / "molecules.smi").read_text().splitlines() if "broken" not in line]
+    assert (
+        table.dtype == np.float16
+        and len(table) == len(maccs) == 96
+        and (table[7] == 0).all()
+        and (maccs[7] == 0).all()
+    )
+    molecules = [
+        Chem.MolFromSmiles(line.split()[0])
+        for line in (clustered / "molecules.smi").read_text().splitlines()
+        if "broken" not in line
+    ]
     good = np.arange(96) != 7
     for name, function in (("CalcTPSA", Descriptors.TPSA), ("CalcNumRings", Descriptors.RingCount)):
-        place = cluster.DESCRIPTORS.index(name) + 1                            # behind Crippen's two numbers
+        place = DESCRIPTORS.index(name) + 1  # behind Crippen's two numbers
         values = np.array([function(molecule) for molecule in molecules])
-        assert np.allclose(table[good, place], ((values - values.mean()) / values.std()).clip(-5, 5), atol=5e-3)
+        assert np.allclose(
+            table[good, place], ((values - values.mean()) / values.std()).clip(-5, 5), atol=5e-3
+        )
     bits = np.unpackbits(maccs[good], axis=1)[:, :167]
-    assert all(list(np.flatnonzero(row)) == list(MACCSkeys.GenMACCSKeys(molecule).GetOnBits()) for row, molecule in zip(bits, molecules))
-    assert np.abs(table).max() <= 5 and np.isfinite(table).all() and "--sweep writes no labels" in mistake(
-        cluster.main, clustered / "molecules.smi", "--sweep", "--descriptors", code=2)
+    assert all(
+        list(np.flatnonzero(row)) == list(MACCSkeys.GenMACCSKeys(molecule).GetOnBits())
+        for row, molecule in zip(bits, molecules)
+    )
+    assert (
+        np.abs(table).max() <= 5
+        and np.isfinite(table).all()
+        and "--sweep writes no labels"
+        in mistake(cluster.main, clustered / "molecules.smi", "--sweep", "--descriptors", code=2)
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -157,53 +216,84 @@ def test_descriptors_are_rdkits_standardised(clustered, tmp_path):
 
 
 def test_assigning_the_same_file_gives_the_same_labels(molecules, tmp_path, minibatch):
-    invoke(cluster.main, molecules, "--k", 12, "--k", 40, "-o", tmp_path / "labels.npz", "--seed", 3)
-    invoke(cluster.main, molecules, "--assign", tmp_path / "labels.npz", "-o", tmp_path / "again.npz")
+    invoke(
+        cluster.main, molecules, "--k", 12, "--k", 40, "-o", tmp_path / "labels.npz", "--seed", 3
+    )
+    invoke(
+        cluster.main, molecules, "--assign", tmp_path / "labels.npz", "-o", tmp_path / "again.npz"
+    )
     names = ("k12", "k40", "centroids_k12", "centroids_k40")
-    (before, meta), (after, again) = labels_of(tmp_path / "labels.npz", *names), labels_of(tmp_path / "again.npz", *names)
+    (before, meta), (after, again) = (
+        labels_of(tmp_path / "labels.npz", *names),
+        labels_of(tmp_path / "again.npz", *names),
+    )
     assert all(a.dtype == b.dtype and (a == b).all() for a, b in zip(before, after))
-    assert again.pop("assigned_from") == {key: meta[key] for key in ("input", "sha256", "seed", "rdkit")} and again == meta
+    assert (
+        again.pop("assigned_from")
+        == {key: meta[key] for key in ("input", "sha256", "seed", "rdkit")}
+        and again == meta
+    )
 
 
 def test_other_molecules_get_the_labels_they_would_have_had(clustered, tmp_path):
     (before,), _ = labels_of(clustered / "labels.npz", "k12")
     lines = (clustered / "molecules.smi").read_text().splitlines()
     order = [50, 7, 3, 20, 3]
-    (tmp_path / "new.csv").write_text("name,smiles\n" + "".join(f"{row},{lines[row].split()[0]}\n" for row in order))
-    said = invoke(cluster.main, tmp_path / "new.csv", "--assign", clustered / "labels.npz", "-o", tmp_path / "new.npz")
+    (tmp_path / "new.csv").write_text(
+        "name,smiles\n" + "".join(f"{row},{lines[row].split()[0]}\n" for row in order)
+    )
+    said = invoke(
+        cluster.main,
+        tmp_path / "new.csv",
+        "--assign",
+        clustered / "labels.npz",
+        "-o",
+        tmp_path / "new.npz",
+    )
     (after,), meta = labels_of(tmp_path / "new.npz", "k12")
     assert after.tolist() == before[order].tolist() and after[1] == -1
     empty = 12 - len(set(after.tolist()) - {-1})
-    assert meta["label_sets"]["k12"]["empty"] == empty and f"k = 12: {empty} clusters empty" in said and "-1 for 1 rejected rows" in said
-    facts = render.input_facts(str(tmp_path / "new.csv"))
-    assert list(pretrain.Labels(tmp_path / "new.npz", tmp_path, facts).outputs) == ["k4", "k12"]
+    assert (
+        meta["label_sets"]["k12"]["empty"] == empty
+        and f"k = 12: {empty} clusters empty" in said
+        and "-1 for 1 rejected rows" in said
+    )
+    facts = input_facts(str(tmp_path / "new.csv"))
+    assert list(Labels(tmp_path / "new.npz", tmp_path, facts).outputs) == ["k4", "k12"]
 
 
-@pytest.mark.parametrize("change, says", [
-    (None, "no such file"),
-    ("text", "not a file that numpy can read"),
-    ({"meta": None}, "has no array 'meta'"),
-    ({"meta": np.array("{")}, "damaged or of another kind; --assign takes a labels.npz"),
-    ({"meta": np.array("[]")}, "damaged or of another kind"),
-    ({"k4": None, "k12": None}, "damaged or of another kind"),
-    ({"centroids_k12": None}, "damaged or of another kind"),
-    ({"centroids_k12": np.zeros((12, 166), np.float32)}, "damaged or of another kind"),
-    ({"centroids_k4": np.full((4, 167), np.nan, np.float32)}, "damaged or of another kind"),
-])
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (None, "no such file"),
+        ("text", "not a file that numpy can read"),
+        ({"meta": None}, "has no array 'meta'"),
+        ({"meta": np.array("{")}, "damaged or of another kind; --assign takes a labels.npz"),
+        ({"meta": np.array("[]")}, "damaged or of another kind"),
+        ({"k4": None, "k12": None}, "damaged or of another kind"),
+        ({"centroids_k12": None}, "damaged or of another kind"),
+        ({"centroids_k12": np.zeros((12, 166), np.float32)}, "damaged or of another kind"),
+        ({"centroids_k4": np.full((4, 167), np.nan, np.float32)}, "damaged or of another kind"),
+    ],
+)
 def test_assign_refuses_what_cluster_did_not_write(clustered, tmp_path, change, says):
     bad = tmp_path / "bad.npz"
     if change == "text":
         bad.write_text("k4")
     elif change:
-        arrays = render.read_arrays(clustered / "labels.npz", ()) | change
-        render.save_arrays(bad, **{name: array for name, array in arrays.items() if array is not None})
-    line = mistake(cluster.main, clustered / "molecules.smi", "--assign", bad, "-o", tmp_path / "out.npz")
+        arrays = read_arrays(clustered / "labels.npz", ()) | change
+        save_arrays(bad, **{name: array for name, array in arrays.items() if array is not None})
+    line = mistake(
+        cluster.main, clustered / "molecules.smi", "--assign", bad, "-o", tmp_path / "out.npz"
+    )
     assert f"{bad}: " in line and says in line and not (tmp_path / "out.npz").exists()
 
 
 def test_assign_does_not_overwrite_its_centroids(clustered, monkeypatch):
     monkeypatch.chdir(clustered)
-    assert "-o labels.npz: is the input itself" in mistake(cluster.main, "molecules.smi", "--assign", "labels.npz")
+    assert "-o labels.npz: is the input itself" in mistake(
+        cluster.main, "molecules.smi", "--assign", "labels.npz"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -223,8 +313,12 @@ def test_sweep(molecules, tmp_path):
     packed = packed_keys(line for row, line in enumerate(small_molecules(300)) if row != 7)
     assert len(ks) == 12 and ks[0] == 3 and ks[-1] == len(cluster.distinct_keys(packed))
     assert all(more > fewer for more, fewer in zip(inertias, inertias[1:])) and inertias[-1] < 1e-3
-    assert inertias[0] == pytest.approx(cluster.nearest(packed, cluster.fit(packed, 3, 0))[1], rel=1e-5)
-    assert {row["molecules"] for row in table} == {"299"} and {row["empty_clusters"] for row in table} == {"0"}
+    assert inertias[0] == pytest.approx(
+        cluster.assign(packed, cluster.kmeans(packed, 3, 0))[1], rel=1e-5
+    )
+    assert {row["molecules"] for row in table} == {"299"} and {
+        row["empty_clusters"] for row in table
+    } == {"0"}
     (knee,) = [row["k"] for row in table if row["knee"] == "yes"]
     assert 3 < int(knee) < ks[-1] and f"knee at --k {knee}" in said
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["sweep.csv", "sweep.png"]
@@ -236,9 +330,22 @@ def test_sweep_of_many_molecules_takes_a_sample(molecules, tmp_path, monkeypatch
     monkeypatch.setattr(cluster, "SWEEP_ROWS", 100)
     tables = []
     for workers, seed in ((1, 0), (2, 0), (1, 5)):
-        said = invoke(cluster.main, molecules, "--sweep", "-o", tmp_path / "labels.npz", "--workers", workers, "--seed", seed)
+        said = invoke(
+            cluster.main,
+            molecules,
+            "--sweep",
+            "-o",
+            tmp_path / "labels.npz",
+            "--workers",
+            workers,
+            "--seed",
+            seed,
+        )
         tables.append(read_sweep(tmp_path))
-        assert f"a random sample (seed {seed}) of 100 of 299 molecules" in said and tables[-1][0]["molecules"] == "100"
+        assert (
+            f"a random sample (seed {seed}) of 100 of 299 molecules" in said
+            and tables[-1][0]["molecules"] == "100"
+        )
     assert tables[0] == tables[1] != tables[2]
 
 
@@ -248,12 +355,20 @@ def test_the_knee_is_where_the_curve_bends():
 
 
 def test_a_sweep_without_a_knee_is_drawn(tmp_path):
-    cluster.plot_sweep(tmp_path / "a.png", [(3, 5.0), (30, 4.0), (300, 3.0)], None, "molecules of $a_b$.smi")
+    plot_sweep(
+        tmp_path / "a.png", [(3, 5.0), (30, 4.0), (300, 3.0)], None, "molecules of $a_b$.smi"
+    )
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 
 def test_sweep_mistakes(tmp_path):
     (tmp_path / "sweep.csv").write_text("smiles\n" + "\n".join(["CCO", "CCC"] * 9))
-    assert "sweep.csv: is the input itself" in mistake(cluster.main, tmp_path / "sweep.csv", "--sweep", "-o", tmp_path / "labels.npz")
-    (tmp_path / "a.smi").write_text("\n".join(line.split()[0] for line in first_lines("chembl_3000.smi", 5)))
-    assert "a.smi: too few distinct MACCS keys for --sweep; at least 12" in mistake(cluster.main, tmp_path / "a.smi", "--sweep", "-o", tmp_path / "labels.npz")
+    assert "sweep.csv: is the input itself" in mistake(
+        cluster.main, tmp_path / "sweep.csv", "--sweep", "-o", tmp_path / "labels.npz"
+    )
+    (tmp_path / "a.smi").write_text(
+        "\n".join(line.split()[0] for line in first_lines("chembl_3000.smi", 5))
+    )
+    assert "a.smi: too few distinct MACCS keys for --sweep; at least 12" in mistake(
+        cluster.main, tmp_path / "a.smi", "--sweep", "-o", tmp_path / "labels.npz"
+    )

@@ -1,7 +1,4 @@
-"""Where training computes: the device, its arithmetic, how many pictures fit, and the processes of torchrun.
-
-The scripts take these from pretrain.py; this file has no command of its own.
-"""
+"""TODO"""
 
 import os
 import resource
@@ -13,7 +10,7 @@ import click
 import torch
 import torch.distributed as dist
 
-import render
+from moleclip.pixels import SIZE
 
 
 def pick_device(wanted="auto"):
@@ -21,7 +18,9 @@ def pick_device(wanted="auto"):
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise click.ClickException("--device cuda: PyTorch sees no GPU here; leave the flag out to use the CPU")
+        raise click.ClickException(
+            "--device cuda: PyTorch sees no GPU here; leave the flag out to use the CPU"
+        )
     local, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
     if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > count:
         raise click.ClickException(f"more processes than GPUs ({count}); lower --nproc_per_node")
@@ -38,7 +37,10 @@ def pick_precision(wanted, device):
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16, "this GPU has it"
         return torch.float16, "this GPU has no bf16"
-    for name, feature in ((torch.cpu._is_amx_tile_supported, "AMX"), (torch.cpu._is_avx512_bf16_supported, "AVX512-BF16")):
+    for name, feature in (
+        (torch.cpu._is_amx_tile_supported, "AMX"),
+        (torch.cpu._is_avx512_bf16_supported, "AVX512-BF16"),
+    ):
         if name():
             return torch.bfloat16, f"this CPU has {feature}"
     return None, "this CPU has no bf16 arithmetic"
@@ -52,11 +54,13 @@ def fitting_batch(arch, device, dtype):
     """Return how many pictures train at once: half of a GPU's free memory, a third of the machine's, at 100 bytes (fp32) for each
     token, width and layer."""
     args = arch["args"]
-    tokens = (render.SIZE // args["patch_size"]) ** 2 // (1 if arch["tokens"] == "all" else 2)
+    tokens = (SIZE // args["patch_size"]) ** 2 // (1 if arch["tokens"] == "all" else 2)
     each = tokens * args["width"] * args["layers"] * (50 if dtype else 100)
     if device.type == "cuda":
         return max(8, min(1024, int(0.5 * torch.cuda.mem_get_info()[0] / each)))
-    return max(8, min(512, int(0.33 * memory_limit() / int(os.environ.get("LOCAL_WORLD_SIZE", 1)) / each)))
+    return max(
+        8, min(512, int(0.33 * memory_limit() / int(os.environ.get("LOCAL_WORLD_SIZE", 1)) / each))
+    )
 
 
 def memory_limit():
@@ -75,11 +79,24 @@ def memory_used(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The processes of torchrun
+@contextmanager
+def enough_memory(batch):
+    """Turn running out of memory into one line."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if (
+            isinstance(error, RuntimeError)
+            and not isinstance(error, torch.OutOfMemoryError)
+            and "allocate memory" not in str(error)
+        ):
+            raise
+        raise click.ClickException(
+            f"out of memory with --batch {batch}; lower --batch, or take a smaller encoder"
+        ) from None
 
 
-class Gather(torch.autograd.Function):
+class AllGather(torch.autograd.Function):
     """Concatenate a tensor over processes; backwards, sum the gradients of all processes and take this one's part."""
 
     @staticmethod
@@ -96,20 +113,26 @@ class Gather(torch.autograd.Function):
         return gradient.chunk(context.world.size)[context.world.rank], None
 
 
-class World:
-    """This process among those that torchrun started; alone without torchrun."""
+class Distributed:
+    """This process, number `rank` among `size` that work together."""
 
-    def __init__(self, device=None):
-        self.size, self.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-        if self.size > 1 and device is not None:
+    def __init__(self, size=1, rank=0):
+        self.size, self.rank = size, rank
+
+    @classmethod
+    def start(cls, device):
+        """Return this process among those that torchrun started, connected to them."""
+        world = cls(int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0)))
+        if world.size > 1:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        return world
 
     def barrier(self):
         if self.size > 1:
             dist.barrier()
 
     @contextmanager
-    def first_alone(self):
+    def rank0_first(self):
         """Let the first process go ahead and the others follow: clip.load's download is not safe for several at once."""
         if self.rank:
             self.barrier()
@@ -119,7 +142,7 @@ class World:
 
     def gather(self, tensor):
         """Return the tensors of all processes, concatenated in rank order; gradients flow back to each."""
-        return Gather.apply(tensor, self) if self.size > 1 else tensor
+        return AllGather.apply(tensor, self) if self.size > 1 else tensor
 
     def average_gradients(self, parameters):
         if self.size == 1:
@@ -128,7 +151,9 @@ class World:
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
         flat /= self.size
-        for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients])):
+        for gradient, part in zip(
+            gradients, flat.split([gradient.numel() for gradient in gradients])
+        ):
             gradient.copy_(part.view_as(gradient))
 
     def any(self, flag):
@@ -147,11 +172,14 @@ class World:
 
 
 @contextmanager
-def one_voice():
+def report_once():
     """Let the first process alone tell of a user's mistake, which all of them find."""
     try:
         yield
     except click.ClickException:
         if int(os.environ.get("RANK", 0)):
-            time.sleep(30)                                 # torchrun ends the others when one has left
+            time.sleep(30)  # torchrun ends the others when one has left
         raise
+
+
+ALONE = Distributed()  # for what every process computes alike, whatever torchrun started

@@ -1,0 +1,138 @@
+"""What is computed of a molecule: fingerprints, MACCS keys, descriptors, and what a model is given."""
+
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from rdkit import Chem, DataStructs
+from rdkit.Chem import MACCSkeys, rdFingerprintGenerator, rdMolDescriptors
+
+from moleclip.drawing import Style, draw, layout, random_style
+from moleclip.molecules import MAX_ATOMS, parse, replace_terminals
+from moleclip.pictures import to_drawing
+from moleclip.pixels import SIZE, deflate
+
+BITS, RADIUS = 2048, 2  # of the Morgan fingerprints (ECFP4), as in finetune.py's baselines
+MACCS_BITS = 167  # bits of RDKit's MACCS keys; bit 0 is never set
+MACCS_BYTES = (
+    21  # of the same bits, packed: 2 million molecules fit into 42 MB, where floats take 1.3 GB
+)
+MAX_SD = 5  # standard deviations at which a descriptor is cut off: one peptide's must not outweigh a batch of others
+DESCRIPTORS = (  # of rdMolDescriptors: those that take well under a millisecond; some give several numbers
+    "CalcExactMolWt",
+    "CalcNumHeavyAtoms",
+    "CalcCrippenDescriptors",
+    "CalcTPSA",
+    "CalcLabuteASA",
+    "CalcNumHBA",
+    "CalcNumHBD",
+    "CalcNumRotatableBonds",
+    "CalcNumHeteroatoms",
+    "CalcNumRings",
+    "CalcNumAromaticRings",
+    "CalcNumAliphaticRings",
+    "CalcNumSaturatedRings",
+    "CalcNumHeterocycles",
+    "CalcNumAmideBonds",
+    "CalcNumBridgeheadAtoms",
+    "CalcNumSpiroAtoms",
+    "CalcFractionCSP3",
+    "CalcChi0v",
+    "CalcChi1v",
+    "CalcChi2v",
+    "CalcChi3v",
+    "CalcChi4v",
+    "CalcKappa1",
+    "CalcKappa2",
+    "CalcKappa3",
+    "CalcHallKierAlpha",
+    "SlogP_VSA_",
+    "SMR_VSA_",
+    "PEOE_VSA_",
+)
+
+
+@cache
+def morgan():
+    return rdFingerprintGenerator.GetMorganGenerator(radius=RADIUS, fpSize=BITS)
+
+
+def fingerprint(molecule):
+    """Return a molecule's Morgan fingerprint, packed: uint8 (256,)."""
+    return np.packbits(morgan().GetFingerprintAsNumPy(molecule), bitorder="little")
+
+
+@cache
+def load_training(path):
+    """Return the packed fingerprints of a .npy file, uint8 (n, 256), as RDKit's vectors."""
+    vectors = []
+    for row in np.load(path, allow_pickle=False):
+        vector = DataStructs.ExplicitBitVect(BITS)
+        vector.SetBitsFromList(np.flatnonzero(np.unpackbits(row, bitorder="little")).tolist())
+        vectors.append(vector)
+    return vectors
+
+
+def max_similarity(molecule, path):
+    """Return a molecule's Tanimoto similarity to the closest fingerprint of a .npy file."""
+    known = load_training(path)
+    return max(DataStructs.BulkTanimotoSimilarity(morgan().GetFingerprint(molecule), known))
+
+
+def fingerprints(smiles):
+    """Return ECFP4, 2048-bit Morgan fingerprints of radius 2, float32 (n, 2048)."""
+    bits = [morgan().GetFingerprintAsNumPy(Chem.MolFromSmiles(s)) for s in smiles]
+    return np.stack(bits).astype(np.float32)
+
+
+def maccs_keys(row, smiles, max_atoms=MAX_ATOMS):
+    """Return a molecule's MACCS keys, packed: 21 bytes. A task of `parallel`. Raises Rejected."""
+    bits = np.zeros(MACCS_BITS, np.uint8)
+    bits[list(MACCSkeys.GenMACCSKeys(parse(smiles, max_atoms)).GetOnBits())] = 1
+    return np.packbits(bits).tobytes()
+
+
+def descriptors(row, smiles, max_atoms=MAX_ATOMS):
+    """Return a molecule's DESCRIPTORS as the bytes of float32 numbers. A task of `parallel`."""
+    molecule = parse(smiles, max_atoms)
+    values = [getattr(rdMolDescriptors, name)(molecule) for name in DESCRIPTORS]
+    return np.hstack(values).astype(np.float32).tobytes()
+
+
+def unpack(packed):
+    """Return packed keys, uint8 (n, 21), as float32 (n, 167) of 0 and 1."""
+    return np.unpackbits(packed, axis=1, count=MACCS_BITS).astype(np.float32)
+
+
+class Features(NamedTuple):
+    """What a model is given of one molecule."""
+
+    streams: list  # of each picture, a zlib stream of its palette indices
+    ink: list  # of each picture, how many of its patches have ink
+    nearest: float | None  # likeness to the closest training molecule
+
+
+def featurize(
+    row, text, views=1, max_atoms=MAX_ATOMS, r_groups=False, patch=0, training=None, pictures=False
+):
+    """Return the Features of a SMILES, or of a picture's path. A task of `parallel`.
+
+    patch: side of the model's patches if ink matters to its speed, else 0. training: .npy file
+    of the training molecules' fingerprints. Raises Rejected.
+    """
+    if pictures:
+        drawn, nearest = [to_drawing(text)], None
+    else:
+        molecule = parse(text, max_atoms)
+        nearest = max_similarity(molecule, training) if training else None
+        molecule = layout(replace_terminals(molecule) if r_groups else molecule)
+        styles = [random_style(0, row, view) if view else Style() for view in range(views)]
+        drawn = [draw(molecule, style) for style in styles]
+    ink = [inked_patches(index, patch) for index in drawn]
+    return Features([deflate(index) for index in drawn], ink, nearest)
+
+
+def inked_patches(index, patch):
+    """Return how many patches of an index picture, uint8 (224, 224), are not plain paper."""
+    count = SIZE // patch if patch else 0
+    return int(index.reshape(count, patch, count, patch).any((1, 3)).sum()) if patch else 0

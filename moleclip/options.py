@@ -1,0 +1,177 @@
+"""The options of all stations: those that mean the same everywhere, and what reads a value."""
+
+import math
+from pathlib import Path
+
+import click
+
+from moleclip.molecules import MAX_ATOMS, Part
+
+SEED = click.IntRange(0, 2**32 - 1)
+LEVELS = {level: level for level in ("none", "default", "intense")}
+
+
+class Positive(click.FloatRange):
+    """A finite number above 0."""
+
+    def __init__(self):
+        super().__init__(0, 1e6, min_open=True)
+
+    def convert(self, value, parameter, context):
+        number = super().convert(value, parameter, context)
+        return (
+            number
+            if math.isfinite(number)
+            else self.fail(f"{value} is not a finite number", parameter, context)
+        )
+
+
+def parse_loss(context, parameter, value):
+    """Return {"contrastive": weight, "classes": weight} of "contrastive=1,classes=1"; what is not named keeps 1. "descriptors" is there if above 0."""
+    weights = {"contrastive": 1.0, "classes": 1.0}
+    for word in value.split(","):
+        name, _, number = word.partition("=")
+        try:
+            weights[name if name in ("contrastive", "classes", "descriptors") else None] = float(
+                number
+            )
+            valid = None not in weights and 0 <= weights[name] < 1e6
+        except ValueError:
+            valid = False
+        if not valid:
+            raise click.BadParameter(
+                f"{word!r} is not contrastive=WEIGHT, classes=WEIGHT or descriptors=WEIGHT, of 0 or more"
+            )
+    if not weights.get("descriptors", 1):
+        del weights["descriptors"]
+    if not any(weights.values()):
+        raise click.BadParameter("at least one weight must be above 0")
+    return weights
+
+
+def parse_rates(context, parameter, value):
+    """Return the learning rates of the encoder and of the heads from "5e-5,1e-3"; without a second the heads have 0.01, the paper's."""
+    rates = [Positive().convert(word, parameter, context) for word in value.split(",")]
+    if len(rates) > 2:
+        raise click.BadParameter(
+            f"{value!r} is not a learning rate, or two: that of the encoder and that of the heads, such as 5e-5,1e-3"
+        )
+    return (rates + [0.01])[:2]
+
+
+def comma_list(kind, says):
+    """Return a click callback that reads a list such as 1,2,3 and wants each value once."""
+
+    def parse(context, parameter, value):
+        try:
+            values = [kind(word) for word in value.split(",")]
+        except (ValueError, KeyError):
+            raise click.BadParameter(f"{value!r} is not {says}") from None
+        if len(set(values)) < len(values):
+            raise click.BadParameter(f"{value!r} has a value twice; each once")
+        return values
+
+    return parse
+
+
+def number_between(low, high, kind=float):
+    """Return a function that reads a number, and raises ValueError if it is not between the two."""
+
+    def read(word):
+        return kind(word) if low < kind(word) < high else kind("")
+
+    return read
+
+
+def positive_weight(context, parameter, value):
+    try:
+        return value if value in (None, "auto") else number_between(0, 1e6)(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is neither auto nor a number above 0") from None
+
+
+def parse_part(context, parameter, value):
+    """Return the Part of --part I/N; all of the input without it."""
+    words = (value or "1/1").split("/")
+    numbers = [int(word) for word in words if word.isdigit()]
+    if len(words) != 2 or len(numbers) != 2 or not 1 <= numbers[0] <= numbers[1]:
+        raise click.BadParameter(f"{value!r} is not I/N with I from 1 to N, such as 2/8")
+    return Part(*numbers)
+
+
+# Options that several stations have, each declared here once. A station says in `does` what the
+# option does there.
+
+
+def out(default, does, kind=None):
+    """--out: where the result goes."""
+    return click.option(
+        "-o", "--out", default=default, show_default=default is not None, type=kind, help=does
+    )
+
+
+def out_path(default, does):
+    """--out, as a Path."""
+    return out(default, does, click.Path(path_type=Path))
+
+
+def seed(does):
+    """--seed of everything random."""
+    return click.option("--seed", default=0, show_default=True, type=SEED, help=does)
+
+
+def workers(does="Drawing processes."):
+    """--workers: processes beside this one."""
+    does = f"{does}  [default: one a core]"
+    return click.option("--workers", default=None, type=click.IntRange(1), help=does)
+
+
+def max_atoms(does="Reject molecules with more heavy atoms."):
+    """--max-atoms: the largest molecule that is drawn."""
+    kind = click.IntRange(1)
+    return click.option("--max-atoms", default=MAX_ATOMS, show_default=True, type=kind, help=does)
+
+
+def part(does):
+    """--part I/N: for a job array."""
+    return click.option("--part", default=None, callback=parse_part, metavar="I/N", help=does)
+
+
+def resume(does):
+    """--resume: go on with interrupted work."""
+    return click.option("--resume", is_flag=True, help=does)
+
+
+def smiles_column():
+    """--smiles-column of a table."""
+    does = "Column of a table that holds the SMILES.  [default: found by name]"
+    return click.option("--smiles-column", help=does)
+
+
+def batch(default, least, does):
+    """--batch: the global one, over all processes."""
+    shown = default is not None
+    kind = click.IntRange(least)
+    return click.option("--batch", default=default, show_default=shown, type=kind, help=does)
+
+
+def device():
+    """--device of training."""
+    kinds = click.Choice(["auto", "cpu", "cuda"])
+    return click.option(
+        "--device", default="auto", show_default=True, type=kinds, help="Where to compute."
+    )
+
+
+def precision(kinds, default, does):
+    """--precision of arithmetic or weights."""
+    kinds = click.Choice(kinds)
+    return click.option("--precision", default=default, show_default=True, type=kinds, help=does)
+
+
+def provider():
+    """--provider of onnxruntime."""
+    kinds = click.Choice(["auto", "cpu", "cuda"])
+    return click.option(
+        "--provider", default="auto", show_default=True, type=kinds, help="Where the model runs."
+    )
