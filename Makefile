@@ -1,26 +1,29 @@
-# make demo: set up and run all six stations on real molecules (3 minutes on 2 cores, once installed)
-# make test: set up and run the tests
-# make tables: renew the READMEs' tables from benchmarks/results/
 SHELL := /bin/bash
 .SHELLFLAGS := -e -o pipefail -c
+.DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOLUBILITY := demo/runs/esol
 
-.PHONY: demo test tables clean
+.PHONY: help demo test lint tables clean
 .DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 14
 
 .venv/ready: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; name one with: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 	@echo "installing requirements.txt into .venv: some 6 GB, a minute or two on a fast line"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PIP) -r requirements.txt
 	touch $@
 
-test: .venv/ready
-	$(BIN)/python -m pytest tests
+.venv/extra: .venv/ready requirements-extra.txt
+	$(PIP) -r requirements-extra.txt
+	touch $@
 
-demo: .venv/ready
+demo: .venv/ready  ## set up and run all six stations on real molecules (3 minutes on 2 cores, once installed)
 	rm -rf demo
 	$(BIN)/python render.py data/chembl_3000.smi -o demo/shards
 	$(BIN)/python cluster.py data/chembl_3000.smi --k 30 --k 300 -o demo/labels.npz
@@ -31,11 +34,18 @@ demo: .venv/ready
 	$(BIN)/python predict.py demo/model.onnx data/new_molecules.txt -o demo/predictions.csv
 	@$(BIN)/python -c "$$SUMMARY"
 
-tables: .venv/ready
+test: .venv/extra  ## set up and run the tests
+	$(BIN)/python -m pytest tests
+
+lint: .venv/extra  ## check style and formatting with ruff
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+tables: .venv/ready  ## renew the tables of README.md, docs/, benchmarks/ and weights/ from benchmarks/results/
 	$(BIN)/python benchmarks/tables.py
 
-clean:
-	rm -rf demo .venv .pytest_cache __pycache__ tests/__pycache__
+clean:  ## remove the environment, the demo and caches
+	rm -rf demo .venv .pytest_cache .ruff_cache {.,tests,moleclip,benchmarks}/__pycache__
 
 define SUMMARY
 import csv, json
