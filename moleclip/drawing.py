@@ -1,4 +1,4 @@
-"""TODO"""
+"""Drawing: the styles, and the one function through which training and deployment see molecules."""
 
 import importlib.util
 from functools import cache
@@ -13,37 +13,21 @@ from moleclip.molecules import MAX_ATOMS, Rejected, parse, replace_terminals
 from moleclip.pixels import SIZE, deflate, pixels_of, to_index
 from moleclip.workers import parallel
 
-FONTS = [
-    f"DejaVu{face}.ttf"
-    for face in (
-        "Sans",
-        "Sans-Bold",
-        "Sans-Oblique",
-        "Sans-BoldOblique",
-        "SansMono",
-        "SansMono-Bold",
-        "SansMono-Oblique",
-        "SansMono-BoldOblique",
-        "Serif",
-        "Serif-Bold",
-        "Serif-Italic",
-        "Serif-BoldItalic",
-    )
-] + [
-    "STIXGeneral.ttf",
-    "STIXGeneralBol.ttf",
-    "STIXGeneralItalic.ttf",
-    "STIXGeneralBolIta.ttf",
-    "cmr10.ttf",
-    "cmb10.ttf",
-    "cmss10.ttf",
-    "cmti10.ttf",
-    "cmtt10.ttf",
-]
+FACES = (
+    "DejaVuSans DejaVuSans-Bold DejaVuSans-Oblique DejaVuSans-BoldOblique "
+    "DejaVuSansMono DejaVuSansMono-Bold DejaVuSansMono-Oblique DejaVuSansMono-BoldOblique "
+    "DejaVuSerif DejaVuSerif-Bold DejaVuSerif-Italic DejaVuSerif-BoldItalic "
+    "STIXGeneral STIXGeneralBol STIXGeneralItalic STIXGeneralBolIta "
+    "cmr10 cmb10 cmss10 cmti10 cmtt10"
+)
+FONTS = [f"{face}.ttf" for face in FACES.split()]  # all in matplotlib
 
 
 class Style(NamedTuple):
-    """How a molecule is drawn; the defaults are RDKit's, None meaning that RDKit decides (MoleCLIP, plain view)."""
+    """How a molecule is drawn.
+
+    The defaults are RDKit's, None meaning that RDKit decides (MoleCLIP's plain view).
+    """
 
     line_width: int = 2
     font_size: int | None = None  # pixels
@@ -53,22 +37,31 @@ class Style(NamedTuple):
     font: str | None = None  # a file name out of FONTS
 
 
+PLAIN = Style()
+
+
 def random_style(seed, row, view):
-    """Return the random style of a row's view; the same arguments always give the same one (ranges: MoleCLIP, 9)."""
+    """Return the random style of a row's view; the same arguments always give the same one.
+
+    The ranges are the paper's (MoleCLIP, 9). The order of the draws is part of the format.
+    """
     u = np.random.default_rng([seed, row, view])
     return Style(
-        int(u.integers(2, 6)),
-        int(u.integers(14, 25)),
-        u.uniform(20, 100),
-        u.uniform(0.1, 0.4),
-        u.uniform(0, 360),
-        FONTS[u.integers(len(FONTS))],
+        line_width=int(u.integers(2, 6)),
+        font_size=int(u.integers(14, 25)),
+        bond_length=u.uniform(20, 100),
+        multiple_bond_offset=u.uniform(0.1, 0.4),
+        rotation=u.uniform(0, 360),
+        font=FONTS[u.integers(len(FONTS))],
     )
 
 
 @cache
 def font_path(name):
-    """Return the full path of a font that matplotlib ships. RDKit would silently fall back to its own."""
+    """Return the full path of a font that matplotlib ships.
+
+    Raises click.ClickException if it isn't there: RDKit would silently fall back to its own.
+    """
     spec = importlib.util.find_spec("matplotlib")
     path = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / name if spec else None
     if path is None or not path.is_file():
@@ -77,7 +70,10 @@ def font_path(name):
 
 
 def layout(molecule):
-    """Return the molecule kekulised, with wedges and 2D coordinates, ready for `draw`. Raises Rejected."""
+    """Return the molecule kekulised, with wedges and 2D coordinates, ready for `draw`.
+
+    Raises Rejected.
+    """
     try:
         return rdMolDraw2D.PrepareMolForDrawing(molecule)
     except (ValueError, RuntimeError):
@@ -87,10 +83,11 @@ def layout(molecule):
             raise Rejected(f"RDKit can't lay it out: {str(error).splitlines()[0]}") from None
 
 
-def draw(molecule, style=Style()):
-    """Draw a molecule that `layout` prepared, as palette indices, uint8 (224, 224). 0 is the white background.
+def draw(molecule, style=PLAIN):
+    """Draw a molecule that `layout` prepared, as palette indices, uint8 (224, 224).
 
-    Training and deployment both see exactly what this function returns. Raises Rejected.
+    0 is the white background. Training and deployment both see exactly what this function
+    returns. Raises Rejected.
     """
     canvas = rdMolDraw2D.MolDraw2DCairo(SIZE, SIZE)
     options = canvas.drawOptions()
@@ -121,7 +118,7 @@ def draw_views(row, smiles, views=1, seed=0, max_atoms=MAX_ATOMS, r_groups=False
     """
     molecule = parse(smiles, max_atoms)
     molecule = layout(replace_terminals(molecule) if r_groups else molecule)
-    styles = [Style()] + [random_style(seed, row, view) for view in range(1, views)]
+    styles = [PLAIN] + [random_style(seed, row, view) for view in range(1, views)]
     return [deflate(draw(molecule, style), level) for style in styles]
 
 

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Files that are whole or not there, and what is wrong with one, in a line."""
 
 import csv
 import json
@@ -11,11 +11,14 @@ from pathlib import Path
 import click
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent.parent  # the project's folder
 
 
 def check_output(path, *inputs):
-    """Refuse, before any work is done, an output that can't be written or is one of the inputs. Raises click.ClickException."""
+    """Refuse, before any work is done, an output that can't be written or is one of the inputs.
+
+    Raises click.ClickException.
+    """
     path = Path(path)
     if not path.name or path.is_dir():
         raise click.ClickException(f"-o {path}: is a folder; give the name of a file")
@@ -24,13 +27,15 @@ def check_output(path, *inputs):
             raise click.ClickException(f"-o {path}: is the input itself; give another name")
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise click.ClickException(
-            f"{path}: can't be written ({parent} is not a folder you may write to)"
-        )
+        why = f"{parent} is not a folder you may write to"
+        raise click.ClickException(f"{path}: can't be written ({why})")
 
 
 def save_whole(path, write):
-    """Call write(temporary path), then rename to `path`: a file under its final name is always whole."""
+    """Call write(temporary path), then rename that file to `path`, which so is always whole.
+
+    Raises click.ClickException where the disk refuses; nothing is left behind then.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -38,15 +43,15 @@ def save_whole(path, write):
         write(temporary)
         os.replace(temporary, path)
     except OSError as error:
-        raise click.ClickException(
-            f"{path}: can't be written ({error.strerror or error})"
-        ) from None
+        why = error.strerror or error
+        raise click.ClickException(f"{path}: can't be written ({why})") from None
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
 def save_json(path, facts):
+    """Write facts as indented JSON, whole or not at all."""
     save_whole(path, lambda name: name.write_text(json.dumps(facts, indent=2) + "\n"))
 
 
@@ -73,33 +78,18 @@ def save_arrays(path, **arrays):
 
 
 def read_arrays(path, wanted):
-    """Return the arrays of an uncompressed .npz as a dict, `data` as a memory map: only what is touched is read.
+    """Return the arrays of an uncompressed .npz as a dict, `data` as a memory map.
 
-    Raises click.ClickException if the file is truncated, of another kind, or lacks one of the names in `wanted`.
+    Of a memory map only what is touched is read. Raises click.ClickException if the file is
+    truncated, of another kind, or lacks one of the names in `wanted`.
     """
     arrays = {}
     try:
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
                 name = info.filename.removesuffix(".npy")
-                if name != "data":
-                    with archive.open(info) as member:
-                        arrays[name] = np.lib.format.read_array(member, allow_pickle=False)
-                    continue
-                with archive.open(info) as member:
-                    np.lib.format.read_magic(member)
-                    shape, _, dtype = np.lib.format.read_array_header_1_0(member)
-                    header = member.tell()
-                with open(path, "rb") as stream:  # the archive's local entry has its own lengths
-                    stream.seek(info.header_offset + 26)
-                    start = (
-                        info.header_offset + 30 + sum(struct.unpack("<HH", stream.read(4))) + header
-                    )
-                if info.compress_type != zipfile.ZIP_STORED or dtype != np.uint8:
-                    raise ValueError
-                arrays[name] = (
-                    np.memmap(path, dtype, "r", start, shape) if shape[0] else np.zeros(0, np.uint8)
-                )
+                read = map_member if name == "data" else read_member
+                arrays[name] = read(path, archive, info)
     except FileNotFoundError:
         raise click.ClickException(f"{path}: no such file") from None
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, struct.error):
@@ -114,5 +104,29 @@ def read_arrays(path, wanted):
     return arrays
 
 
+def read_member(path, archive, info):
+    """Return an array of a .npz."""
+    with archive.open(info) as member:
+        return np.lib.format.read_array(member, allow_pickle=False)
+
+
+def map_member(path, archive, info):
+    """Return a one-dimensional array of bytes in a .npz as a memory map. Raises ValueError."""
+    with archive.open(info) as member:
+        np.lib.format.read_magic(member)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+        header = member.tell()
+    if info.compress_type != zipfile.ZIP_STORED or dtype != np.uint8:
+        raise ValueError("not stored as bytes")
+    if not shape[0]:
+        return np.zeros(0, np.uint8)
+    with open(path, "rb") as stream:  # the archive's local entry has lengths of its own
+        stream.seek(info.header_offset + 26)
+        lengths = struct.unpack("<HH", stream.read(4))
+    start = info.header_offset + 30 + sum(lengths) + header
+    return np.memmap(path, dtype, "r", start, shape)
+
+
 def one_line(error):
+    """Return the first line of an error's message, at most 200 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,4 +1,4 @@
-"""The kinds of file that molecules come in: opened, inflated, and read as records without row numbers."""
+"""The kinds of file that molecules come in: opened, inflated, read as records without rows."""
 
 import csv
 import gzip
@@ -25,14 +25,14 @@ class Record(NamedTuple):
 
 
 def open_bytes(path):
-    """Open a file or standard input (`-`) for reading bytes; gzip is recognised by its content."""
+    """Open a file or standard input (`-`) for reading bytes; gzip is recognised by its content.
+
+    Raises click.ClickException if it can't be read.
+    """
     try:
         raw = getattr(sys.stdin, "buffer", None) if path == "-" else open(path, "rb")
-    except OSError as error:
-        raise click.ClickException(f"{path}: can't be read ({error.strerror})") from None
-    if raw is None:
-        raise click.ClickException("standard input is closed; give a file")
-    try:
+        if raw is None:
+            raise click.ClickException("standard input is closed; give a file")
         gzipped = raw.peek(2)[:2] == b"\x1f\x8b"
     except OSError as error:
         raise click.ClickException(f"{path}: can't be read ({error.strerror})") from None
@@ -62,7 +62,10 @@ def input_kind(path, smiles_column=None):
 
 
 def find_smiles_column(path, header, wanted=None):
-    """Return the name of the SMILES column of a table; `wanted` must exist if given."""
+    """Return the name of the SMILES column of a table; `wanted` must exist if given.
+
+    Raises click.ClickException if it doesn't, or if none or several look like one.
+    """
     if wanted:
         if wanted in header:
             return wanted
@@ -72,10 +75,11 @@ def find_smiles_column(path, header, wanted=None):
     likely = exact or [name for name in header if "smiles" in name.lower()]
     if len(likely) == 1:
         return likely[0]
-    found = f"several columns may hold SMILES ({', '.join(likely)})" if likely else ""
+    found = "no SMILES column"
+    if likely:
+        found = f"several columns may hold SMILES ({', '.join(likely)})"
     raise click.ClickException(
-        f"{path}: {found or 'no SMILES column'}; name it with --smiles-column. "
-        f"Columns: {', '.join(header)}"
+        f"{path}: {found}; name it with --smiles-column. Columns: {', '.join(header)}"
     )
 
 
@@ -98,7 +102,8 @@ def read_table(path, stream, smiles_column=None):
     reader = csv.reader(itertools.chain([first], stream), delimiter=delimiter, strict=True)
     header = next(reader)
     check_header(path, header)
-    column, line = find_smiles_column(path, header, smiles_column), reader.line_num + 1
+    column = find_smiles_column(path, header, smiles_column)
+    line = reader.line_num + 1
     for cells in reader:
         if any(cell.strip() for cell in cells):
             record = table_record(line, header, cells, column)
@@ -133,7 +138,7 @@ def check_lines(path, record, last):
 
 
 def check_header(path, header):
-    """Refuse column names that occur twice or are not UTF-8."""
+    """Refuse column names that occur twice or are not UTF-8. Raises click.ClickException."""
     for name in header:
         if header.count(name) > 1:
             raise click.ClickException(f"{path}: two columns are named {name!r}; rename one")

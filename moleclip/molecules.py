@@ -67,7 +67,10 @@ class Part(NamedTuple):
 
 
 def find_input(path):
-    """Return `path` if it exists (or is `-`), else the file of that name in data/, saying so."""
+    """Return `path` if it exists (or is `-`), else the file of that name in data/, saying so.
+
+    Raises click.ClickException if there is none.
+    """
     try:
         if str(path) == "-" or Path(path).is_file():
             return str(path)
@@ -180,7 +183,7 @@ def replace_terminals(molecule):
 
 @cache
 def scaffold(smiles):
-    """Return the Bemis-Murcko scaffold of a SMILES, with chirality, as the paper's splits have it."""
+    """Return the Bemis-Murcko scaffold of a SMILES, with chirality (the paper's splits)."""
     molecule = Chem.MolFromSmiles(smiles)
     return MurckoScaffold.MurckoScaffoldSmiles(mol=molecule, includeChirality=True)
 

@@ -8,6 +8,7 @@ import click
 from moleclip.molecules import MAX_ATOMS, Part
 
 SEED = click.IntRange(0, 2**32 - 1)
+LOSSES = ("contrastive", "classes", "descriptors")
 LEVELS = {level: level for level in ("none", "default", "intense")}
 
 
@@ -19,29 +20,29 @@ class Positive(click.FloatRange):
 
     def convert(self, value, parameter, context):
         number = super().convert(value, parameter, context)
-        return (
-            number
-            if math.isfinite(number)
-            else self.fail(f"{value} is not a finite number", parameter, context)
-        )
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", parameter, context)
+        return number
 
 
 def parse_loss(context, parameter, value):
-    """Return {"contrastive": weight, "classes": weight} of "contrastive=1,classes=1"; what is not named keeps 1. "descriptors" is there if above 0."""
+    """Return {"contrastive": weight, "classes": weight} of "contrastive=1,classes=1".
+
+    What is not named keeps 1. "descriptors" is there if its weight is above 0.
+    """
     weights = {"contrastive": 1.0, "classes": 1.0}
     for word in value.split(","):
         name, _, number = word.partition("=")
         try:
-            weights[name if name in ("contrastive", "classes", "descriptors") else None] = float(
-                number
-            )
-            valid = None not in weights and 0 <= weights[name] < 1e6
+            weight = float(number)
         except ValueError:
-            valid = False
-        if not valid:
+            weight = math.nan
+        if name not in LOSSES or not 0 <= weight < 1e6:
+            known = ", ".join(f"{loss}=WEIGHT" for loss in LOSSES[:-1])
             raise click.BadParameter(
-                f"{word!r} is not contrastive=WEIGHT, classes=WEIGHT or descriptors=WEIGHT, of 0 or more"
+                f"{word!r} is not {known} or {LOSSES[-1]}=WEIGHT, of 0 or more"
             )
+        weights[name] = weight
     if not weights.get("descriptors", 1):
         del weights["descriptors"]
     if not any(weights.values()):
@@ -50,11 +51,15 @@ def parse_loss(context, parameter, value):
 
 
 def parse_rates(context, parameter, value):
-    """Return the learning rates of the encoder and of the heads from "5e-5,1e-3"; without a second the heads have 0.01, the paper's."""
+    """Return the learning rates of the encoder and of the heads, from "5e-5,1e-3".
+
+    Without a second the heads have 0.01, the paper's.
+    """
     rates = [Positive().convert(word, parameter, context) for word in value.split(",")]
     if len(rates) > 2:
         raise click.BadParameter(
-            f"{value!r} is not a learning rate, or two: that of the encoder and that of the heads, such as 5e-5,1e-3"
+            f"{value!r} is not a learning rate, or two: that of the encoder and that of the heads, "
+            "such as 5e-5,1e-3"
         )
     return (rates + [0.01])[:2]
 
@@ -78,12 +83,16 @@ def number_between(low, high, kind=float):
     """Return a function that reads a number, and raises ValueError if it is not between the two."""
 
     def read(word):
-        return kind(word) if low < kind(word) < high else kind("")
+        number = kind(word)
+        if not low < number < high:
+            raise ValueError(f"{word} is out of range")
+        return number
 
     return read
 
 
 def positive_weight(context, parameter, value):
+    """Return the number of --pos-weight, "auto", or None."""
     try:
         return value if value in (None, "auto") else number_between(0, 1e6)(value)
     except ValueError:
@@ -93,7 +102,7 @@ def positive_weight(context, parameter, value):
 def parse_part(context, parameter, value):
     """Return the Part of --part I/N; all of the input without it."""
     words = (value or "1/1").split("/")
-    numbers = [int(word) for word in words if word.isdigit()]
+    numbers = [int(word) for word in words if word.isdecimal()]
     if len(words) != 2 or len(numbers) != 2 or not 1 <= numbers[0] <= numbers[1]:
         raise click.BadParameter(f"{value!r} is not I/N with I from 1 to N, such as 2/8")
     return Part(*numbers)

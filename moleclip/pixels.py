@@ -1,4 +1,4 @@
-"""TODO"""
+"""Pixels of drawings: 256 colours, how cairo hands them over, and how they are packed."""
 
 import base64
 import ctypes
@@ -16,6 +16,9 @@ from rdkit import Chem
 from rdkit.Chem.Draw import rdMolDraw2D
 
 SIZE = 224  # pixels: the resolution of CLIP's image encoders
+# ELF's numbers for what import_slot looks at, as in elf.h
+PT_DYNAMIC = 2
+DT_PLTRELSZ, DT_STRTAB, DT_SYMTAB, DT_RELA, DT_RELASZ, DT_JMPREL = 2, 5, 6, 7, 8, 23
 # The colours of RDKit's default atom palette, by atomic number; every other element is drawn black.
 ATOM_COLOURS = {
     6: (0, 0, 0),
@@ -32,7 +35,10 @@ ATOM_COLOURS = {
 
 @cache
 def palette():
-    """Return the 256 colours of a drawing, uint8 (256, 3): 0 is white, then each atom colour blended into white."""
+    """Return the 256 colours of a drawing, uint8 (256, 3).
+
+    0 is white; then each atom colour, blended into white.
+    """
     hues = list(ATOM_COLOURS.values())
     steps = [18] + [22] * (len(hues) - 1)  # more would cost bytes, fewer over 0.15 of 255
     colours = [np.full((1, 3), 255.0)]
@@ -45,15 +51,14 @@ def palette():
 
 @cache
 def nearest_index():
-    """Return the palette index nearest to every colour of 6 bits a channel, uint8 (64 * 64 * 64,)."""
+    """Return the palette index nearest to each colour of 6 bits a channel, uint8 (64 * 64 * 64,)."""
     level = np.arange(64) * 255 / 63  # so that 0 and 255 stay exact
     red, green, blue = np.meshgrid(level, level, level, indexing="ij")
     colours = np.stack([red, green, blue], -1).reshape(-1, 3).astype(np.float32)
     known = palette().astype(np.float32)
-    index = [
-        (np.square(known).sum(1) - 2 * part @ known.T).argmin(1)
-        for part in np.array_split(colours, 64)
-    ]
+    lengths = np.square(known).sum(1)
+    parts = np.array_split(colours, 64)
+    index = [(lengths - 2 * part @ known.T).argmin(1) for part in parts]
     return np.concatenate(index).astype(np.uint8)
 
 
@@ -73,10 +78,12 @@ def to_rgb(index):
 
 
 def deflate(index, level=None):
-    """Return the zlib stream of an index picture: run lengths only (0.1 ms), or at a level, 8 saving 5% for 1 ms."""
-    packer = zlib.compressobj(
-        level or 6, zlib.DEFLATED, 15, 9, zlib.Z_DEFAULT_STRATEGY if level else zlib.Z_RLE
-    )
+    """Return the zlib stream of an index picture: run lengths only (0.1 ms), or at a level.
+
+    Level 8 saves 5% for 1 ms.
+    """
+    strategy = zlib.Z_DEFAULT_STRATEGY if level else zlib.Z_RLE
+    packer = zlib.compressobj(level or 6, zlib.DEFLATED, 15, 9, strategy)
     return packer.compress(index.tobytes()) + packer.flush()
 
 
@@ -86,7 +93,7 @@ def inflate(stream):
 
 
 def png(index):
-    """Return an index picture, uint8 (224, 224), as a small PNG in base64: its colours rounded to a few, which the eye can't tell."""
+    """Return an index picture, uint8 (224, 224), as a small PNG in base64, of the colours in use."""
     used, packed = np.unique(index, return_inverse=True)
     image, text = Image.fromarray(packed.reshape(index.shape).astype(np.uint8), "P"), io.BytesIO()
     image.putpalette(palette()[used].tobytes())
@@ -95,7 +102,10 @@ def png(index):
 
 
 def pixels_of(canvas):
-    """Return a finished canvas as uint32 (224, 224), 0x??RRGGBB: straight from cairo if possible, else through its PNG."""
+    """Return a finished canvas as 0x??RRGGBB, uint32 (224, 224).
+
+    They come straight from cairo if possible, else through its PNG.
+    """
     tap = cairo_tap()
     if tap:
         return tap(canvas)
@@ -105,53 +115,58 @@ def pixels_of(canvas):
 
 @cache
 def cairo_tap():
-    """Return a function canvas -> pixels that spares the PNG, 60% of the time a drawing takes, or None where it can't work.
+    """Return a function canvas -> pixels that spares the PNG, 60% of the time a drawing takes.
 
-    RDKit hands a drawing out only as PNG, written by cairo_surface_write_to_png_stream. For the time of that call the
-    entry of this function in the import table of RDKit's library is exchanged for one of ours, which is given the
-    surface and copies its pixels. Where the platform differs or a trial drawing is not the same, the PNG remains.
+    None where the platform differs or a trial drawing is not the same: the PNG remains.
     """
     try:
-        slot, cairo = (
-            import_slot("libRDKitMolDraw2D", b"cairo_surface_write_to_png_stream"),
-            ctypes.CDLL(mapped_library("libcairo")[1]),
-        )
-        data = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(
-            ("cairo_image_surface_get_data", cairo)
-        )
-        flush = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(("cairo_surface_flush", cairo))
-        copies = []
-
-        @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
-        def take(surface, write, closure):
-            flush(surface)
-            copies.append(ctypes.string_at(data(surface), SIZE * SIZE * 4))
-            return 0
-
-        def tap(canvas):
-            ours, theirs = ctypes.cast(take, ctypes.c_void_p).value, slot.value
-            slot.value = ours
-            try:
-                canvas.GetDrawingText()
-            finally:
-                slot.value = theirs
-            return np.frombuffer(copies.pop(), np.uint32).reshape(SIZE, SIZE)
-
+        tap = open_tap()
         canvas = rdMolDraw2D.MolDraw2DCairo(SIZE, SIZE)
         canvas.drawOptions().includeMetadata = False
-        canvas.DrawMolecule(
-            rdMolDraw2D.PrepareMolForDrawing(Chem.MolFromSmiles("OC(=O)c1ccc(Cl)nc1"))
-        )
+        trial = Chem.MolFromSmiles("OC(=O)c1ccc(Cl)nc1")
+        canvas.DrawMolecule(rdMolDraw2D.PrepareMolForDrawing(trial))
         canvas.FinishDrawing()
-        png = np.asarray(Image.open(io.BytesIO(canvas.GetDrawingText())).convert("RGB"))
-        same = (tap(canvas).view(np.uint8).reshape(SIZE, SIZE, 4)[..., 2::-1] == png).all()
-        return tap if same else None
+        wanted = np.asarray(Image.open(io.BytesIO(canvas.GetDrawingText())).convert("RGB"))
+        pixels = tap(canvas).view(np.uint8).reshape(SIZE, SIZE, 4)
+        return tap if (pixels[..., 2::-1] == wanted).all() else None
     except (OSError, LookupError, ValueError, AttributeError, RuntimeError, StopIteration):
         return None
 
 
+def open_tap():
+    """Return the function of `cairo_tap`, untried. Raises whatever a strange platform does.
+
+    RDKit hands a drawing out only as PNG, written by cairo_surface_write_to_png_stream. For the
+    time of that call the entry of this function in the import table of RDKit's library is
+    exchanged for one of ours, which is given the surface and copies its pixels.
+    """
+    slot = import_slot("libRDKitMolDraw2D", b"cairo_surface_write_to_png_stream")
+    cairo = ctypes.CDLL(mapped_library("libcairo")[1])
+    pointer = ctypes.c_void_p
+    data = ctypes.CFUNCTYPE(pointer, pointer)(("cairo_image_surface_get_data", cairo))
+    flush = ctypes.CFUNCTYPE(None, pointer)(("cairo_surface_flush", cairo))
+    copies = []
+
+    @ctypes.CFUNCTYPE(ctypes.c_int, pointer, pointer, pointer)
+    def take(surface, write, closure):
+        flush(surface)
+        copies.append(ctypes.string_at(data(surface), SIZE * SIZE * 4))
+        return 0
+
+    def tap(canvas):
+        ours, theirs = ctypes.cast(take, pointer).value, slot.value
+        slot.value = ours
+        try:
+            canvas.GetDrawingText()
+        finally:
+            slot.value = theirs
+        return np.frombuffer(copies.pop(), np.uint32).reshape(SIZE, SIZE)
+
+    return tap
+
+
 def mapped_library(name):
-    """Return (base address, path) of the library whose file name begins so, from this process's memory map (Linux)."""
+    """Return (base address, path) of the library whose file name begins so, as mapped (Linux)."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         span, _, offset, _, _, *path = line.split(maxsplit=5)
         if path and Path(path[0]).name.startswith(name) and int(offset, 16) == 0:
@@ -160,39 +175,50 @@ def mapped_library(name):
 
 
 def import_slot(library, symbol):
-    """Return the writable slot (c_uint64) through which a mapped ELF library calls `symbol`. Raises LookupError, OSError."""
+    """Return the slot through which a mapped ELF library calls `symbol`, a writable c_uint64.
+
+    Raises LookupError if there is none, OSError if it can't be made writable.
+    """
     base, _ = mapped_library(library)
-    if (
-        sys.byteorder != "little"
-        or struct.calcsize("P") != 8
-        or ctypes.string_at(base, 5) != b"\x7fELF\x02"
-    ):
+    wide = sys.byteorder == "little" and struct.calcsize("P") == 8
+    if not wide or ctypes.string_at(base, 5) != b"\x7fELF\x02":
         raise LookupError(library)
-
-    def read(address, form):
-        return struct.unpack(form, ctypes.string_at(address, struct.calcsize(form)))
-
-    (table,), (width, count) = read(base + 32, "<Q"), read(base + 54, "<HH")
-    headers = [read(base + table + i * width, "<IIQQ") for i in range(count)]
-    dynamic, tags = (
-        next(base + address for kind, _, _, address in headers if kind == 2),
-        {},
-    )  # PT_DYNAMIC
-    while (entry := read(dynamic, "<QQ"))[0]:
-        tags[entry[0]] = entry[1]
-        dynamic += 16
+    tags = dynamic_tags(base)
     place = {tag: value if value > base else base + value for tag, value in tags.items()}
-    for first, size in ((23, 2), (7, 8)):  # DT_JMPREL, DT_PLTRELSZ; DT_RELA, DT_RELASZ
-        for relocation in range(place.get(first, 0), place.get(first, 0) + tags.get(size, 0), 24):
-            offset, info = read(relocation, "<QQ")
-            (name,) = read(place[6] + 24 * (info >> 32), "<I")  # DT_SYMTAB
-            if (
-                info >> 32 and ctypes.string_at(place[5] + name, len(symbol) + 1) == symbol + b"\0"
-            ):  # DT_STRTAB
-                page = (base + offset) // mmap.PAGESIZE * mmap.PAGESIZE
-                if ctypes.CDLL(None, use_errno=True).mprotect(
-                    ctypes.c_void_p(page), ctypes.c_size_t(mmap.PAGESIZE), 3
-                ):
-                    raise OSError(ctypes.get_errno(), "mprotect")
+    symbols, names = place[DT_SYMTAB], place[DT_STRTAB]
+    for first, size in ((DT_JMPREL, DT_PLTRELSZ), (DT_RELA, DT_RELASZ)):
+        begin = place.get(first, 0)
+        for relocation in range(begin, begin + tags.get(size, 0), 24):
+            offset, info = peek(relocation, "<QQ")
+            (name,) = peek(symbols + 24 * (info >> 32), "<I")
+            if info >> 32 and ctypes.string_at(names + name, len(symbol) + 1) == symbol + b"\0":
+                make_writable(base + offset)
                 return ctypes.c_uint64.from_address(base + offset)
     raise LookupError(symbol)
+
+
+def dynamic_tags(base):
+    """Return {tag: value} of the dynamic section of the ELF library mapped at `base`."""
+    (table,), (width, count) = peek(base + 32, "<Q"), peek(base + 54, "<HH")
+    headers = [peek(base + table + i * width, "<IIQQ") for i in range(count)]
+    address = next(base + address for kind, _, _, address in headers if kind == PT_DYNAMIC)
+    tags = {}
+    while True:
+        tag, value = peek(address, "<QQ")
+        if not tag:
+            return tags
+        tags[tag] = value
+        address += 16
+
+
+def peek(address, form):
+    """Return what lies at an address of this process, unpacked."""
+    return struct.unpack(form, ctypes.string_at(address, struct.calcsize(form)))
+
+
+def make_writable(address):
+    """Let this process write to the page of an address. Raises OSError."""
+    page = ctypes.c_void_p(address // mmap.PAGESIZE * mmap.PAGESIZE)
+    library = ctypes.CDLL(None, use_errno=True)
+    if library.mprotect(page, ctypes.c_size_t(mmap.PAGESIZE), mmap.PROT_READ | mmap.PROT_WRITE):
+        raise OSError(ctypes.get_errno(), "mprotect")

@@ -168,7 +168,7 @@ def run_or_split(worker, items, limit):
 
 
 def prefetch(items, room):
-    """Yield the items of a generator that a thread of its own reads in advance, at most `room` of them."""
+    """Yield the items of a generator, which a thread of its own reads up to `room` in advance."""
     ready, space, ended = queue.SimpleQueue(), threading.Semaphore(room), threading.Event()
 
     def read():
