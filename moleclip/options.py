@@ -38,9 +38,9 @@ def parse_loss(context, parameter, value):
         except ValueError:
             weight = math.nan
         if name not in LOSSES or not 0 <= weight < 1e6:
-            known = ", ".join(f"{loss}=WEIGHT" for loss in LOSSES[:-1])
             raise click.BadParameter(
-                f"{word!r} is not {known} or {LOSSES[-1]}=WEIGHT, of 0 or more"
+                f"{word!r} is not contrastive=WEIGHT, classes=WEIGHT or descriptors=WEIGHT, "
+                "of 0 or more"
             )
         weights[name] = weight
     if not weights.get("descriptors", 1):

@@ -51,7 +51,7 @@ def palette():
 
 @cache
 def nearest_index():
-    """Return the palette index nearest to each colour of 6 bits a channel, uint8 (64 * 64 * 64,)."""
+    """Return the palette index nearest to each colour of 6 bits a channel, uint8 (64 ** 3,)."""
     level = np.arange(64) * 255 / 63  # so that 0 and 255 stay exact
     red, green, blue = np.meshgrid(level, level, level, indexing="ij")
     colours = np.stack([red, green, blue], -1).reshape(-1, 3).astype(np.float32)
@@ -93,7 +93,7 @@ def inflate(stream):
 
 
 def png(index):
-    """Return an index picture, uint8 (224, 224), as a small PNG in base64, of the colours in use."""
+    """Return an index picture, uint8 (224, 224), as PNG in base64, with the colours it has."""
     used, packed = np.unique(index, return_inverse=True)
     image, text = Image.fromarray(packed.reshape(index.shape).astype(np.uint8), "P"), io.BytesIO()
     image.putpalette(palette()[used].tobytes())
