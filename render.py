@@ -4,8 +4,7 @@
     python render.py library.csv --smiles-column SMILES -o shards --views 4 --workers 8
     python render.py library.csv --preview grid.png           # just look at the first ones
 
-View 0 is the plain drawing, the others are drawn in a random style. Whoever draws, draws with `draw`: training and
-deployment see the same picture.
+View 0 is the plain drawing, the others are drawn in a random style.
 """
 
 import itertools
@@ -18,17 +17,19 @@ from PIL import Image, ImageDraw
 from rdkit import rdBase
 from tqdm import tqdm
 
+from moleclip import options
 from moleclip.drawing import FONTS, draw_all, font_path
 from moleclip.files import read_arrays, save_json, save_table, save_whole
-from moleclip.molecules import BLOCK, MAX_ATOMS, Rejected, find_input, input_facts, read_molecules
-from moleclip.options import parse_part
+from moleclip.molecules import BLOCK, Rejected, find_input, input_facts, read_molecules
 from moleclip.pixels import SIZE, inflate, to_rgb
-from moleclip.shards import MANIFEST_KEYS, load_json, shard_path, write_shard
+from moleclip.shards import MANIFEST_KEYS, load_manifest, shard_path, write_shard
+
+PREVIEWED = 12  # molecules in a preview
 
 
-def draw_shards(molecules, out, workers, **options):
-    """Draw the molecules into out/shard-*.npz, yielding once for each molecule; options are those of `draw_views`."""
-    drawn = draw_all(molecules, workers, level=8, **options)
+def draw_shards(molecules, out, workers, **drawing):
+    """Draw molecules into out/shard-*.npz, yielding each one; drawing: options of `draw_views`."""
+    drawn = draw_all(molecules, workers, level=8, **drawing)
     for number, members in itertools.groupby(drawn, lambda pair: pair[0].row // BLOCK):
         rows, smiles, streams, rejected = [], [], [], []
         for molecule, result in members:
@@ -39,7 +40,25 @@ def draw_shards(molecules, out, workers, **options):
                 smiles.append(molecule.smiles)
                 streams += result
             yield molecule
-        write_shard(shard_path(out, number), rows, smiles, streams, rejected, options["views"])
+        write_shard(shard_path(out, number), rows, smiles, streams, rejected, drawing["views"])
+
+
+def draw_missing(molecules, rows, out, part, workers, drawing):
+    """Draw the shards of a part that `out` lacks, and return the number of the input's rows.
+
+    rows: that number, or None where only reading can tell.
+    """
+    numbers = (int(path.stem.split("-")[1]) for path in out.glob("shard-*.npz"))
+    done = {number for number in numbers if part.has_block(number)}
+    wanted = (m for m in molecules if part.has(m.row) and m.row // BLOCK not in done)
+    bar = tqdm(total=part.size(rows), unit=" molecules", desc="drawing", disable=None)
+    bar.update(sum(min(BLOCK, (rows or 0) - number * BLOCK) for number in done))
+    last = -1
+    for molecule in draw_shards(wanted, out, workers, **drawing):
+        last = molecule.row
+        bar.update()
+    bar.close()
+    return rows or last + 1
 
 
 def write_rejected(path, shards):
@@ -59,10 +78,14 @@ def write_rejected(path, shards):
 
 
 def check_folder(out, manifest, facts, resume):
-    """Refuse a folder that holds shards of another input or other options, or this part's without --resume."""
+    """Refuse a folder that holds shards of another input or other options.
+
+    Also one that holds this part's own, without --resume. Raises click.ClickException.
+    """
     if manifest.exists() and not resume:
         raise click.ClickException(
-            f"{out}: already holds these shards, or a part of them; go on with --resume, or start afresh elsewhere with -o"
+            f"{out}: already holds these shards, or a part of them; "
+            "go on with --resume, or start afresh elsewhere with -o"
         )
     manifests = sorted(out.glob("manifest*.json"))
     if not manifests and any(out.glob("shard-*.npz")):
@@ -70,52 +93,56 @@ def check_folder(out, manifest, facts, resume):
             f"{out}: holds shards without a manifest; give another folder with -o"
         )
     for path in manifests:
-        before = load_json(path)
+        before = load_manifest(path)
         for key in MANIFEST_KEYS:
             if before[key] != facts[key]:
                 raise click.ClickException(
-                    f"{out}: holds shards with {key} {before[key]}, not {facts[key]}; start afresh in another folder with -o"
+                    f"{out}: holds shards with {key} {before[key]}, not {facts[key]}; "
+                    "start afresh in another folder with -o"
                 )
 
 
-def preview(molecules, path, workers, count=12, **options):
-    """Write a PNG grid: a line for each of the first molecules with its row and SMILES, a column for each view."""
-    rows = [pair for pair in draw_all(itertools.islice(molecules, count), workers, **options)]
-    sheet = Image.new("RGB", (options["views"] * (SIZE + 8) + 8, len(rows) * (SIZE + 28)), "white")
-    pen = ImageDraw.Draw(sheet)
-    for i, (molecule, result) in enumerate(rows):
-        top, room = i * (SIZE + 28), options["views"] * 36 - 4  # letters that fit
-        label = f"{molecule.row}  {molecule.name or molecule.smiles}"
-        pen.text(
-            (10, top + 6),
-            label if len(label) <= room else label[: room - 3] + "...",
-            "black",
-            font_size=13,
-        )
-        for view, stream in enumerate([] if isinstance(result, Rejected) else result):
-            sheet.paste(Image.fromarray(to_rgb(inflate(stream))), (8 + view * (SIZE + 8), top + 24))
-        if isinstance(result, Rejected):
-            pen.text(
-                (10, top + 40),
-                "\n".join(textwrap.wrap(str(result), room)),
-                "firebrick",
-                font_size=13,
-            )
-        pen.line((0, top, sheet.width, top), "lightgrey")
+def start_manifest(source, smiles_column, drawing, part):
+    """Return what a manifest says before the drawing is done."""
+    if source == "-":
+        facts = {"input": "-", "sha256": None, "rows": None, "smiles_column": smiles_column}
+    else:
+        facts = input_facts(source, smiles_column)
+    made = {"rdkit": rdBase.rdkitVersion, "part": part.index, "parts": part.count}
+    return facts | drawing | made | {"complete": False}
+
+
+def preview(molecules, path, workers, **drawing):
+    """Write a PNG grid: a line for each of the first molecules, a column for each view."""
+    views, height = drawing["views"], SIZE + 28
+    drawn = list(draw_all(itertools.islice(molecules, PREVIEWED), workers, **drawing))
+    sheet = Image.new("RGB", (views * (SIZE + 8) + 8, len(drawn) * height), "white")
+    for i, (molecule, result) in enumerate(drawn):
+        preview_row(sheet, i * height, views, molecule, result)
     save_whole(path, lambda name: sheet.save(name, "PNG"))
-    click.echo(f"{path}: {len(rows)} molecules, a row of {options['views']} views each")
+    click.echo(f"{path}: {len(drawn)} molecules, a row of {views} views each")
+
+
+def preview_row(sheet, top, views, molecule, result):
+    """Put one molecule's row and name, and its views or why there are none, on the sheet."""
+    pen, room = ImageDraw.Draw(sheet), views * 36 - 4  # letters that fit
+    label = f"{molecule.row}  {molecule.name or molecule.smiles}"
+    if len(label) > room:
+        label = label[: room - 3] + "..."
+    pen.text((10, top + 6), label, "black", font_size=13)
+    if isinstance(result, Rejected):
+        reason = "\n".join(textwrap.wrap(str(result), room))
+        pen.text((10, top + 40), reason, "firebrick", font_size=13)
+    else:
+        for view, stream in enumerate(result):
+            image = Image.fromarray(to_rgb(inflate(stream)))
+            sheet.paste(image, (8 + view * (SIZE + 8), top + 24))
+    pen.line((0, top, sheet.width, top), "lightgrey")
 
 
 @click.command()
 @click.argument("source")
-@click.option(
-    "-o",
-    "--out",
-    default="shards",
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="Folder for the shards.",
-)
+@options.out_path("shards", "Folder for the shards.")
 @click.option(
     "--views",
     default=2,
@@ -124,33 +151,11 @@ def preview(molecules, path, workers, count=12, **options):
     help="Drawings of each molecule; the first is plain.",
 )
 @click.option("--r-groups", is_flag=True, help="Draw terminal, singly bonded atoms as R1 to R8.")
-@click.option(
-    "--seed",
-    default=0,
-    show_default=True,
-    type=click.IntRange(0, 2**32 - 1),
-    help="Seed of the random styles.",
-)
-@click.option(
-    "--workers",
-    default=None,
-    type=click.IntRange(1),
-    help="Drawing processes.  [default: one a core]",
-)
-@click.option(
-    "--part",
-    default=None,
-    callback=parse_part,
-    help="I/N: draw every N-th shard from the I-th, for a job array.",
-)
-@click.option(
-    "--max-atoms",
-    default=MAX_ATOMS,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Reject molecules with more heavy atoms.",
-)
-@click.option("--resume", is_flag=True, help="Go on in a folder that an interrupted run left.")
+@options.seed("Seed of the random styles.")
+@options.workers()
+@options.part("I/N: draw every N-th shard from the I-th, for a job array.")
+@options.max_atoms()
+@options.resume("Go on in a folder that an interrupted run left.")
 @click.option(
     "--preview",
     "grid",
@@ -158,75 +163,39 @@ def preview(molecules, path, workers, count=12, **options):
     type=click.Path(path_type=Path),
     help="Only draw the first molecules into this PNG, to look at.",
 )
-@click.option(
-    "--smiles-column",
-    help="Column of a .csv or .tsv that holds the SMILES.  [default: found by name]",
-)
-def main(source, out, workers, part, resume, grid, smiles_column, **options):
-    """Draw the molecules of SOURCE (.smi, .txt, .csv, .tsv, gzipped or not, or - for standard input) into shards."""
-    source, (index, parts) = find_input(source), part
+@options.smiles_column()
+def main(source, out, workers, part, resume, grid, smiles_column, **drawing):
+    """Draw the molecules of SOURCE into shards.
+
+    SOURCE: .smi, .txt, .csv, .tsv, gzipped or not, or - for standard input.
+    """
+    source = find_input(source)
     if grid:
-        return preview(read_molecules(source, smiles_column), grid, workers, **options)
-    if source == "-" and (resume or parts > 1):
+        return preview(read_molecules(source, smiles_column), grid, workers, **drawing)
+    if source == "-" and (resume or part.count > 1):
         raise click.UsageError(
             "--resume and --part need a file: standard input can't be read twice"
         )
-    facts = (
-        (
-            {"input": "-", "sha256": None, "rows": None, "smiles_column": smiles_column}
-            if source == "-"
-            else input_facts(source, smiles_column)
-        )
-        | options
-        | {"rdkit": rdBase.rdkitVersion, "part": index, "parts": parts, "complete": False}
-    )
-    tail = f"-{index}-of-{parts}" if parts > 1 else ""
-    manifest, rejects = out / f"manifest{tail}.json", out / f"rejected{tail}.csv"
+    facts = start_manifest(source, smiles_column, drawing, part)
+    manifest, rejects = part.named(out / "manifest.json"), part.named(out / "rejected.csv")
     check_folder(out, manifest, facts, resume)
-    for font in FONTS if options["views"] > 1 else ():
+    for font in FONTS if drawing["views"] > 1 else ():
         font_path(font)
     save_json(manifest, facts)
-    mine = lambda number: number % parts == index - 1
-    done = {
-        number for path in out.glob("shard-*.npz") if mine(number := int(path.stem.split("-")[1]))
-    }
-    rows = facts["rows"] and sum(
-        min(BLOCK, facts["rows"] - first)
-        for first in range(0, facts["rows"], BLOCK)
-        if mine(first // BLOCK)
-    )
-    bar = tqdm(total=rows, unit=" molecules", desc="drawing", disable=None)
-    bar.update(sum(min(BLOCK, (facts["rows"] or 0) - number * BLOCK) for number in done))
-    wanted = (
-        m
-        for m in read_molecules(source, smiles_column)
-        if mine(m.row // BLOCK) and m.row // BLOCK not in done
-    )
-    last = -1
-    for molecule in draw_shards(wanted, out, workers, **options):
-        last = molecule.row
-        bar.update()
-    bar.close()
-    total = facts["rows"] or last + 1
-    drawn, refused = write_rejected(
-        rejects, [shard_path(out, n) for n in range(-(-total // BLOCK)) if mine(n)]
-    )
-    if not drawn and parts == 1:
-        for path in (
-            manifest,
-            *out.glob("shard-*.npz"),
-        ):  # so that the mended file can be drawn here
+    molecules = read_molecules(source, smiles_column)
+    rows = draw_missing(molecules, facts["rows"], out, part, workers, drawing)
+    shards = [shard_path(out, number) for number in part.blocks(rows)]
+    drawn, rejected = write_rejected(rejects, shards)
+    if not drawn and part.count == 1:
+        for path in (manifest, *out.glob("shard-*.npz")):  # so that the mended file can be drawn
             path.unlink()
         raise click.ClickException(
-            f"{source}: none of its {refused} rows could be drawn; the reasons are in {rejects}"
+            f"{source}: none of its {rejected} rows could be drawn; the reasons are in {rejects}"
         )
-    save_json(
-        manifest, facts | {"rows": total, "drawn": drawn, "rejected": refused, "complete": True}
-    )
-    click.echo(
-        f"{out}: {drawn} molecules in {options['views']} views"
-        + (f", {refused} rejected, see {rejects}" if refused else "")
-    )
+    counts = {"rows": rows, "drawn": drawn, "rejected": rejected}
+    save_json(manifest, facts | counts | {"complete": True})
+    said = f"{out}: {drawn} molecules in {drawing['views']} views"
+    click.echo(said + (f", {rejected} rejected, see {rejects}" if rejected else ""))
 
 
 if __name__ == "__main__":
