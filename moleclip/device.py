@@ -1,4 +1,4 @@
-"""TODO"""
+"""Where and how precisely to compute, what fits in memory, and the processes that work together."""
 
 import os
 import resource
@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import click
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -14,7 +15,10 @@ from moleclip.pixels import SIZE
 
 
 def pick_device(wanted="auto"):
-    """Return the torch.device for --device auto, cpu or cuda, one card for each process of torchrun."""
+    """Return the torch.device for --device: auto, cpu or cuda; one GPU a process of torchrun.
+
+    Raises click.ClickException if there is no GPU where one is wanted, or fewer than processes.
+    """
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -22,14 +26,19 @@ def pick_device(wanted="auto"):
             "--device cuda: PyTorch sees no GPU here; leave the flag out to use the CPU"
         )
     local, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-    if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > count:
+    if local_processes() > count:
         raise click.ClickException(f"more processes than GPUs ({count}); lower --nproc_per_node")
     torch.cuda.set_device(local)
     return torch.device("cuda", local)
 
 
+def local_processes():
+    """Return how many processes torchrun started on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
 def pick_precision(wanted, device):
-    """Return (autocast dtype or None for fp32, the reason in words)."""
+    """Return (autocast dtype or None for fp32, the reason in words) for --precision."""
     named = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
     if wanted in named:
         return named[wanted], "as asked"
@@ -37,43 +46,45 @@ def pick_precision(wanted, device):
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16, "this GPU has it"
         return torch.float16, "this GPU has no bf16"
-    for name, feature in (
-        (torch.cpu._is_amx_tile_supported, "AMX"),
-        (torch.cpu._is_avx512_bf16_supported, "AVX512-BF16"),
-    ):
-        if name():
-            return torch.bfloat16, f"this CPU has {feature}"
+    if torch.cpu._is_amx_tile_supported():
+        return torch.bfloat16, "this CPU has AMX"
+    if torch.cpu._is_avx512_bf16_supported():
+        return torch.bfloat16, "this CPU has AVX512-BF16"
     return None, "this CPU has no bf16 arithmetic"
 
 
 def autocast(device, dtype):
+    """Return torch's autocast to dtype, or a context that does nothing for None."""
     return torch.autocast(device.type, dtype) if dtype else nullcontext()
 
 
 def fitting_batch(arch, device, dtype):
-    """Return how many pictures train at once: half of a GPU's free memory, a third of the machine's, at 100 bytes (fp32) for each
-    token, width and layer."""
+    """Return how many pictures train at once in half of a GPU's free memory, a third of the CPU's.
+
+    Each takes 100 bytes (fp32; else 50) for each token, width and layer.
+    """
     args = arch["args"]
-    tokens = (SIZE // args["patch_size"]) ** 2 // (1 if arch["tokens"] == "all" else 2)
+    tokens = (SIZE // args["patch_size"]) ** 2
+    if arch["tokens"] != "all":
+        tokens //= 2
     each = tokens * args["width"] * args["layers"] * (50 if dtype else 100)
     if device.type == "cuda":
         return max(8, min(1024, int(0.5 * torch.cuda.mem_get_info()[0] / each)))
-    return max(
-        8, min(512, int(0.33 * memory_limit() / int(os.environ.get("LOCAL_WORLD_SIZE", 1)) / each))
-    )
+    return max(8, min(512, int(0.33 * memory_limit() / local_processes() / each)))
 
 
 def memory_limit():
-    """Return the bytes of memory that this process could have: the machine's, or its control group's if that is less."""
+    """Return the bytes this process could have: the machine's, or its control group's if less."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         text = Path(path).read_text().strip() if Path(path).is_file() else "max"
-        limits += [int(text)] if text.isdigit() else []
+        if text.isdigit():
+            limits.append(int(text))
     return min(limits)
 
 
 def memory_used(device):
-    """Return the most memory this process has held so far, in GB: of the GPU, or of the machine."""
+    """Return the most memory this process has held so far, in GB: the GPU's, or the machine's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
@@ -81,15 +92,12 @@ def memory_used(device):
 
 @contextmanager
 def enough_memory(batch):
-    """Turn running out of memory into one line."""
+    """Turn running out of memory into a click.ClickException of one line."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if (
-            isinstance(error, RuntimeError)
-            and not isinstance(error, torch.OutOfMemoryError)
-            and "allocate memory" not in str(error)
-        ):
+        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not known and "allocate memory" not in str(error):
             raise
         raise click.ClickException(
             f"out of memory with --batch {batch}; lower --batch, or take a smaller encoder"
@@ -97,7 +105,10 @@ def enough_memory(batch):
 
 
 class AllGather(torch.autograd.Function):
-    """Concatenate a tensor over processes; backwards, sum the gradients of all processes and take this one's part."""
+    """Concatenate a tensor over processes.
+
+    Backwards, sum the gradients of all processes and take this one's part.
+    """
 
     @staticmethod
     def forward(context, tensor, world):
@@ -127,33 +138,43 @@ class Distributed:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         return world
 
+    def stop(self):
+        """Part from the other processes."""
+        if self.size > 1:
+            dist.destroy_process_group()
+
     def barrier(self):
+        """Wait for the other processes."""
         if self.size > 1:
             dist.barrier()
 
     @contextmanager
     def rank0_first(self):
-        """Let the first process go ahead and the others follow: clip.load's download is not safe for several at once."""
+        """Let rank 0 go ahead: clip.load's download is not safe for several at once."""
         if self.rank:
             self.barrier()
         yield
         if not self.rank:
             self.barrier()
 
+    def share(self, values):
+        """Return this process's share of a batch, an array with the same rows on each."""
+        return np.array_split(values, self.size)[self.rank]
+
     def gather(self, tensor):
-        """Return the tensors of all processes, concatenated in rank order; gradients flow back to each."""
+        """Return the tensors of all processes in rank order; gradients flow back to each."""
         return AllGather.apply(tensor, self) if self.size > 1 else tensor
 
     def average_gradients(self, parameters):
+        """Give every process the mean of their gradients, in place."""
         if self.size == 1:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
         flat /= self.size
-        for gradient, part in zip(
-            gradients, flat.split([gradient.numel() for gradient in gradients])
-        ):
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts):
             gradient.copy_(part.view_as(gradient))
 
     def any(self, flag):
@@ -173,7 +194,7 @@ class Distributed:
 
 @contextmanager
 def report_once():
-    """Let the first process alone tell of a user's mistake, which all of them find."""
+    """Let rank 0 alone tell of a user's mistake, which all processes find."""
     try:
         yield
     except click.ClickException:

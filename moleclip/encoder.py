@@ -1,4 +1,4 @@
-"""TODO"""
+"""The image encoder: CLIP's tower, which may look at inked patches alone, and how it embeds."""
 
 import warnings
 
@@ -9,52 +9,41 @@ from moleclip.augment import augment, moved_ink
 from moleclip.device import autocast
 from moleclip.pixels import SIZE, palette
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # openai-clip imports pkg_resources, which announces its end
+with warnings.catch_warnings(action="ignore"):  # clip imports a deprecated pkg_resources
     import clip
 
-
-SCRATCH = {
+SCRATCH = {  # width, layers, heads
     "nano": (64, 2, 2),
     "tiny": (192, 12, 3),
     "small": (384, 12, 6),
     "base": (768, 12, 12),
-}  # width, layers, heads
-WHITE = {
-    "mean": (1.0, 1.0, 1.0),
-    "std": (0.25, 0.25, 0.25),
-}  # from scratch: paper becomes 0, only ink speaks. With CLIP's
-NORM = 10  # of the features of CLIP's ViT-B/16, roughly: what the heads' learning rate of 0.01 is made for
+}
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+# From scratch paper becomes 0, and only ink speaks. With CLIP's values white drowns it, and the
+# contrastive loss stays at chance.
+WHITE = {"mean": (1.0, 1.0, 1.0), "std": (0.25, 0.25, 0.25)}
+# Of the features of CLIP's ViT-B/16, roughly: what the heads' learning rate of 0.01 is made for.
+NORM = 10
 ADAM = {"betas": (0.9, 0.98), "eps": 1e-6}  # of the encoder, in pretraining and finetuning
 
 
 def new_arch(width, layers, heads, patch=16, output_dim=512, **more):
-    """Return the facts that make an encoder's function: VisionTransformer's arguments and what stands beside them."""
-    return {
-        "args": {
-            "input_resolution": SIZE,
-            "patch_size": patch,
-            "width": width,
-            "layers": layers,
-            "heads": heads,
-            "output_dim": output_dim,
-        },
-        "gelu": "quick",
-        "ln_pre": True,
-        "ln_eps": 1e-5,
-        "mean": CLIP_MEAN,
-        "std": CLIP_STD,
-        "channels": "rgb",
-        "tokens": "all",
-    } | more
+    """Return the facts that make an encoder's function, CLIP's but for `more`.
+
+    "args" are VisionTransformer's; what stands beside them is explained by `Encoder`.
+    """
+    args = {"input_resolution": SIZE, "patch_size": patch, "width": width, "layers": layers}
+    arch = {"args": args | {"heads": heads, "output_dim": output_dim}}
+    arch |= {"gelu": "quick", "ln_pre": True, "ln_eps": 1e-5, "mean": CLIP_MEAN, "std": CLIP_STD}
+    return arch | {"channels": "rgb", "tokens": "all"} | more
 
 
 class Encoder(torch.nn.Module):
-    """CLIP's image tower with its pixel normalisation: float RGB pixels (n, 3, 224, 224) in 0..1 to (n, 512).
+    """CLIP's image tower with its pixel normalisation.
 
-    arch says what deviates from CLIP's own function. With tokens "inked" only the patches that are not plain paper become
-    tokens; an image's result does not depend on the others in the batch.
+    Float RGB pixels (n, 3, 224, 224) in 0..1 become (n, 512). arch says what deviates from CLIP's
+    own function. With tokens "inked" only the patches that are not plain paper become tokens; an
+    image's result does not depend on the others in the batch.
     """
 
     def __init__(self, arch):
@@ -72,7 +61,10 @@ class Encoder(torch.nn.Module):
         self.register_buffer("std", torch.tensor(arch["std"]).view(3, 1, 1), persistent=False)
 
     def forward(self, pixels, ink=None):
-        """ink: bool (n, patches), which patches to look at; by default those of `pixels` that are not plain white."""
+        """Return the embeddings of pixels, (n, 512).
+
+        ink: bool (n, patches), where to look; by default where `pixels` are not plain white.
+        """
         if self.arch["tokens"] == "inked" and ink is None:
             ink = self.ink_mask(pixels)
         pixels = pixels.flip(1) if self.arch["channels"] == "bgr" else pixels
@@ -80,33 +72,34 @@ class Encoder(torch.nn.Module):
         if self.arch["tokens"] == "all":
             if not unfused(pixels):
                 return self.visual(pixels)
-            ink = torch.ones_like(self.visual.positional_embedding[1:, 0], dtype=torch.bool).expand(
-                pixels.shape[0], -1
-            )
+            patch = self.visual.positional_embedding[1:, 0]
+            ink = torch.ones_like(patch, dtype=torch.bool).expand(pixels.shape[0], -1)
         return self.encode_inked(pixels, ink)
 
     def ink_mask(self, pixels):
-        """Return bool (n, patches): which patches of float pixels (n, 3, 224, 224) in 0..1 are not plain white."""
-        dark = (
-            (pixels < 0.998).any(1, keepdim=True).float()
-        )  # resampled white may be 1 - 1e-7, grey 254 is 0.996
+        """Return which patches are not plain white, bool (n, patches).
+
+        pixels: float (n, 3, 224, 224) in 0..1. Resampled white may be 1 - 1e-7, grey 254 is 0.996.
+        """
+        dark = (pixels < 0.998).any(1, keepdim=True).float()
         return torch.nn.functional.max_pool2d(dark, self.arch["args"]["patch_size"]).flatten(1) > 0
 
-    def look_at(self, pixels, ink):
-        """Return what the tower computes from the class token and the inked patches alone, padded to the longest of the batch."""
+    def encode_inked(self, pixels, ink):
+        """Return what the tower computes from the class token and the inked patches alone.
+
+        Tokens are padded to the longest of the batch. pixels: normalised; ink: as in `forward`.
+        """
         tower, count = self.visual, ink.shape[1]
         longest = ink.sum(1).amax(0).clamp(min=1).to(torch.int64).item()
-        torch._check(longest >= 1)
+        torch._check(longest >= 1)  # for export, which doesn't know the number
         torch._check(longest <= count)
-        order = ink * 1000 - torch.arange(
-            count, device=ink.device
-        )  # inked patches first, each in its place
+        # inked patches first, each in its place
+        order = ink * 1000 - torch.arange(count, device=ink.device)
         kept = order.topk(count, dim=1).indices[:, :longest]
         patches = tower.conv1(pixels).flatten(2).transpose(1, 2) + tower.positional_embedding[1:]
         patches = patches.gather(1, kept[..., None].expand(-1, -1, patches.shape[2]))
-        first = (tower.class_embedding + tower.positional_embedding[0]).expand(
-            patches.shape[0], 1, -1
-        )
+        first = tower.class_embedding + tower.positional_embedding[0]
+        first = first.expand(patches.shape[0], 1, -1)
         tokens = tower.ln_pre(torch.cat([first.to(patches.dtype), patches], 1))
         seen = torch.cat([torch.ones_like(ink[:, :1]), ink.gather(1, kept)], 1)
         mask = torch.zeros_like(seen, dtype=torch.float32).masked_fill(~seen, -1e4)[:, None, None]
@@ -117,79 +110,100 @@ class Encoder(torch.nn.Module):
 
 
 def unfused(tensor):
-    """Tell whether to attend by two products and a softmax: on a CPU the fused kernel takes twice as long, backwards 8 times."""
+    """Tell whether to attend by two products and a softmax.
+
+    On a CPU the fused kernel takes twice as long, backwards 8 times.
+    """
     return tensor.device.type == "cpu" and not torch.compiler.is_exporting()
 
 
 def attend(attention, tokens, mask):
-    """Return an nn.MultiheadAttention's output for tokens (n, length, width) under an additive mask (n, 1, 1, length)."""
+    """Return an nn.MultiheadAttention's output for tokens (n, length, width).
+
+    mask: additive, (n, 1, 1, length).
+    """
     n, length, width = tokens.shape
     joined = torch.nn.functional.linear(tokens, attention.in_proj_weight, attention.in_proj_bias)
-    query, key, value = joined.view(
-        n, length, 3, attention.num_heads, width // attention.num_heads
-    ).permute(2, 0, 3, 1, 4)
+    joined = joined.view(n, length, 3, attention.num_heads, width // attention.num_heads)
+    query, key, value = joined.permute(2, 0, 3, 1, 4)
+    mask = mask.to(query.dtype)
     if unfused(query):
-        scores = query * query.shape[-1] ** -0.5 @ key.transpose(2, 3) + mask.to(query.dtype)
+        scores = query * query.shape[-1] ** -0.5 @ key.transpose(2, 3) + mask
         mixed = scores.softmax(-1) @ value
     else:
-        mixed = torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask.to(query.dtype)
-        )
+        fused = torch.nn.functional.scaled_dot_product_attention
+        mixed = fused(query, key, value, attn_mask=mask)
     return attention.out_proj(mixed.transpose(1, 2).reshape(n, length, width))
 
 
 def to_pixels(index, device):
-    """Return index pictures, uint8 (n, 224, 224), as float RGB pixels (n, 3, 224, 224) in 0..1 on the device."""
+    """Return index pictures, uint8 (n, 224, 224), as RGB pixels, float (n, 3, 224, 224) in 0..1."""
     table = torch.from_numpy(palette()).to(device).float() / 255
     return table[torch.as_tensor(index).to(device).int()].permute(0, 3, 1, 2)
 
 
 class Embedder:
-    """The encoder with all that decides how it sees a batch: device, precision, augmentation, pictures in memory at once."""
+    """The encoder with all that decides how it sees a batch, and how it is trained on one.
 
-    def __init__(self, encoder, device, dtype, level="none", micro=64):
-        self.encoder, self.device, self.dtype, self.level, self.micro_batch = (
-            encoder,
-            device,
-            dtype,
-            level,
-            micro,
-        )
+    level: of augmentation; micro_batch: the most pictures that are in memory at once. Pictures
+    are palette indices, uint8 (n, 224, 224); random is float64 numpy (n, N_UNIFORMS), or None for
+    no augmentation; features are fp32 (n, 512).
+    """
 
-    def embed(self, index, random):
-        """Return fp32 features (n, 512) of index pictures, uint8 (n, 224, 224); random: (n, RANDOM), or None for no augmentation."""
-        pixels, clean = augment(
-            to_pixels(index, self.device), self.level if random is not None else "none", random
-        )
+    def __init__(self, encoder, device, dtype, level="none", micro_batch=64):
+        self.encoder, self.device, self.dtype = encoder, device, dtype
+        self.level, self.micro_batch = level, micro_batch
+
+    def embed(self, pictures, random):
+        """Return the features of pictures that fit into memory."""
+        level = self.level if random is not None else "none"
+        pixels, clean = augment(to_pixels(pictures, self.device), level, random)
         ink = self.encoder.ink_mask(clean) if self.encoder.arch["tokens"] == "inked" else None
         with autocast(self.device, self.dtype):
             return self.encoder(pixels, ink).float()
 
-    def micro_batches(self, index, random):
-        """Return index arrays that cut a batch into slices of at most `micro` pictures, with like amounts of ink in each."""
-        # On a CPU a slice should stay in its cache: base is a quarter faster by 16 pictures than by 48.
-        most = min(self.micro_batch, 16) if self.device.type == "cpu" else self.micro_batch
-        order = np.arange(len(index))
-        if (
-            self.encoder.arch["tokens"] == "inked" and len(index) > most
-        ):  # a slice is padded to its fullest picture
-            level, chunks = (
-                self.level if random is not None else "none",
-                np.array_split(order, -(-len(index) // 64)),
-            )
-            inked = [
-                moved_ink(
-                    index[part], level, random if random is None else random[part], self.encoder
-                )
-                for part in chunks
-            ]
-            order = np.argsort(np.concatenate(inked), kind="stable")
-        return np.array_split(order, -(-len(index) // most))
+    def micro_batches(self, pictures, random):
+        """Return index arrays that cut a batch into slices with like amounts of ink in each.
 
-    def look_in_slices(self, index, random, slices=None):
-        """Return the features of a whole batch in its order."""
-        slices = slices or self.micro_batches(index, random)
-        features = torch.cat(
-            [self.embed(index[part], None if random is None else random[part]) for part in slices]
-        )
-        return features[torch.from_numpy(np.argsort(np.concatenate(slices))).to(self.device)]
+        With inked tokens a slice is padded to its fullest picture.
+        """
+        # On a CPU a slice should stay in its cache: base is a quarter faster by 16 than by 48.
+        most = min(self.micro_batch, 16) if self.device.type == "cpu" else self.micro_batch
+        order, level = np.arange(len(pictures)), self.level if random is not None else "none"
+        if self.encoder.arch["tokens"] == "inked" and len(pictures) > most:
+            inked = []
+            for part in np.array_split(order, -(-len(pictures) // 64)):
+                numbers = None if random is None else random[part]
+                inked.append(moved_ink(pictures[part], level, numbers, self.encoder))
+            order = np.argsort(np.concatenate(inked), kind="stable")
+        return np.array_split(order, -(-len(pictures) // most))
+
+    def embed_batch(self, pictures, random, slices=None):
+        """Return the features of a batch in its order, computed slice by slice."""
+        slices = slices or self.micro_batches(pictures, random)
+        features = []
+        for part in slices:
+            numbers = None if random is None else random[part]
+            features.append(self.embed(pictures[part], numbers))
+        places = torch.from_numpy(np.argsort(np.concatenate(slices))).to(self.device)
+        return torch.cat(features)[places]
+
+    def embed_cached(self, pictures, random):
+        """Return (features of a batch to train on, the slices that `backward` has to do again).
+
+        If all fits into memory there are none of these. Else the features come without gradient
+        and collect theirs from the loss: gradient caching (Gao et al., arXiv:2101.06983), which
+        has the memory of one slice and the result of one pass.
+        """
+        slices = self.micro_batches(pictures, random)
+        if len(pictures) <= self.micro_batch:
+            return self.embed_batch(pictures, random, slices), []
+        with torch.no_grad():
+            features = self.embed_batch(pictures, random, slices)
+        return features.requires_grad_(), slices
+
+    def backward(self, pictures, random, features, slices):
+        """Carry the gradient of cached features on into the encoder, slice by slice."""
+        for part in slices:
+            gradient = features.grad[torch.from_numpy(part).to(self.device)]
+            self.embed(pictures[part], random[part]).backward(gradient)
