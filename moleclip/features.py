@@ -1,5 +1,7 @@
-"""What is computed of a molecule: fingerprints, MACCS keys, descriptors, and what a model is given."""
+"""What is computed of a molecule: fingerprints, MACCS keys, descriptors, what a model is given."""
 
+import base64
+import zlib
 from functools import cache
 from typing import NamedTuple
 
@@ -12,59 +14,55 @@ from moleclip.molecules import MAX_ATOMS, parse, replace_terminals
 from moleclip.pictures import to_drawing
 from moleclip.pixels import SIZE, deflate
 
-BITS, RADIUS = 2048, 2  # of the Morgan fingerprints (ECFP4), as in finetune.py's baselines
+BITS, RADIUS = 2048, 2  # of Morgan fingerprints: ECFP4, of the baselines and of nearest_training
 MACCS_BITS = 167  # bits of RDKit's MACCS keys; bit 0 is never set
-MACCS_BYTES = (
-    21  # of the same bits, packed: 2 million molecules fit into 42 MB, where floats take 1.3 GB
+MACCS_BYTES = 21  # of the same bits, packed: 42 MB for 2 million molecules, 1.3 GB as floats
+MAX_SD = 5  # a descriptor is cut off there: one peptide's must not outweigh a batch of others
+# Of rdMolDescriptors: those that take well under a millisecond; some give several numbers.
+# fmt: off
+DESCRIPTORS = (
+    "CalcExactMolWt", "CalcNumHeavyAtoms", "CalcCrippenDescriptors", "CalcTPSA", "CalcLabuteASA",
+    "CalcNumHBA", "CalcNumHBD", "CalcNumRotatableBonds", "CalcNumHeteroatoms", "CalcNumRings",
+    "CalcNumAromaticRings", "CalcNumAliphaticRings", "CalcNumSaturatedRings",
+    "CalcNumHeterocycles", "CalcNumAmideBonds", "CalcNumBridgeheadAtoms", "CalcNumSpiroAtoms",
+    "CalcFractionCSP3", "CalcChi0v", "CalcChi1v", "CalcChi2v", "CalcChi3v", "CalcChi4v",
+    "CalcKappa1", "CalcKappa2", "CalcKappa3", "CalcHallKierAlpha",
+    "SlogP_VSA_", "SMR_VSA_", "PEOE_VSA_",
 )
-MAX_SD = 5  # standard deviations at which a descriptor is cut off: one peptide's must not outweigh a batch of others
-DESCRIPTORS = (  # of rdMolDescriptors: those that take well under a millisecond; some give several numbers
-    "CalcExactMolWt",
-    "CalcNumHeavyAtoms",
-    "CalcCrippenDescriptors",
-    "CalcTPSA",
-    "CalcLabuteASA",
-    "CalcNumHBA",
-    "CalcNumHBD",
-    "CalcNumRotatableBonds",
-    "CalcNumHeteroatoms",
-    "CalcNumRings",
-    "CalcNumAromaticRings",
-    "CalcNumAliphaticRings",
-    "CalcNumSaturatedRings",
-    "CalcNumHeterocycles",
-    "CalcNumAmideBonds",
-    "CalcNumBridgeheadAtoms",
-    "CalcNumSpiroAtoms",
-    "CalcFractionCSP3",
-    "CalcChi0v",
-    "CalcChi1v",
-    "CalcChi2v",
-    "CalcChi3v",
-    "CalcChi4v",
-    "CalcKappa1",
-    "CalcKappa2",
-    "CalcKappa3",
-    "CalcHallKierAlpha",
-    "SlogP_VSA_",
-    "SMR_VSA_",
-    "PEOE_VSA_",
-)
+# fmt: on
 
 
 @cache
 def morgan():
+    """Return RDKit's generator of ECFP4."""
     return rdFingerprintGenerator.GetMorganGenerator(radius=RADIUS, fpSize=BITS)
 
 
-def fingerprint(molecule):
-    """Return a molecule's Morgan fingerprint, packed: uint8 (256,)."""
+def fingerprints(smiles):
+    """Return the ECFP4 of a list of SMILES, float32 (n, 2048) of 0 and 1."""
+    bits = [morgan().GetFingerprintAsNumPy(Chem.MolFromSmiles(text)) for text in smiles]
+    return np.stack(bits).astype(np.float32)
+
+
+def pack_fingerprint(molecule):
+    """Return a molecule's ECFP4, packed: uint8 (256,). So are all training fingerprints."""
     return np.packbits(morgan().GetFingerprintAsNumPy(molecule), bitorder="little")
+
+
+def pack_text(training):
+    """Return training fingerprints, uint8 (n, 256), as the text that model.onnx holds."""
+    return base64.b64encode(zlib.compress(training.tobytes(), 9)).decode()
+
+
+def unpack_text(text):
+    """Return the training fingerprints of a text, uint8 (n, 256). Raises ValueError, zlib.error."""
+    packed = zlib.decompress(base64.b64decode(text))
+    return np.frombuffer(packed, np.uint8).reshape(-1, BITS // 8)
 
 
 @cache
 def load_training(path):
-    """Return the packed fingerprints of a .npy file, uint8 (n, 256), as RDKit's vectors."""
+    """Return the training fingerprints of a .npy file, uint8 (n, 256), as RDKit's vectors."""
     vectors = []
     for row in np.load(path, allow_pickle=False):
         vector = DataStructs.ExplicitBitVect(BITS)
@@ -74,15 +72,9 @@ def load_training(path):
 
 
 def max_similarity(molecule, path):
-    """Return a molecule's Tanimoto similarity to the closest fingerprint of a .npy file."""
+    """Return a molecule's Tanimoto similarity to the closest training fingerprint of a .npy."""
     known = load_training(path)
     return max(DataStructs.BulkTanimotoSimilarity(morgan().GetFingerprint(molecule), known))
-
-
-def fingerprints(smiles):
-    """Return ECFP4, 2048-bit Morgan fingerprints of radius 2, float32 (n, 2048)."""
-    bits = [morgan().GetFingerprintAsNumPy(Chem.MolFromSmiles(s)) for s in smiles]
-    return np.stack(bits).astype(np.float32)
 
 
 def maccs_keys(row, smiles, max_atoms=MAX_ATOMS):
@@ -92,16 +84,19 @@ def maccs_keys(row, smiles, max_atoms=MAX_ATOMS):
     return np.packbits(bits).tobytes()
 
 
+def unpack_keys(packed):
+    """Return packed MACCS keys, uint8 (n, 21), as float32 (n, 167) of 0 and 1."""
+    return np.unpackbits(packed, axis=1, count=MACCS_BITS).astype(np.float32)
+
+
 def descriptors(row, smiles, max_atoms=MAX_ATOMS):
-    """Return a molecule's DESCRIPTORS as the bytes of float32 numbers. A task of `parallel`."""
+    """Return a molecule's DESCRIPTORS as the bytes of float32 numbers. A task of `parallel`.
+
+    Raises Rejected.
+    """
     molecule = parse(smiles, max_atoms)
     values = [getattr(rdMolDescriptors, name)(molecule) for name in DESCRIPTORS]
     return np.hstack(values).astype(np.float32).tobytes()
-
-
-def unpack(packed):
-    """Return packed keys, uint8 (n, 21), as float32 (n, 167) of 0 and 1."""
-    return np.unpackbits(packed, axis=1, count=MACCS_BITS).astype(np.float32)
 
 
 class Features(NamedTuple):

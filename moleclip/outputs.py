@@ -1,4 +1,4 @@
-"""TODO"""
+"""What predict.py writes: predictions.csv, with embeddings beside it, and the page of --html."""
 
 import csv
 import io
@@ -8,12 +8,13 @@ import os
 import signal
 import threading
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import click
 import numpy as np
 
 from moleclip.features import featurize
-from moleclip.files import ROOT, one_line, save_whole
+from moleclip.files import one_line, save_whole
 from moleclip.molecules import Molecule, Rejected
 from moleclip.pixels import inflate, png
 from moleclip.workers import parallel
@@ -22,69 +23,69 @@ REPORTED = 5000  # rows in the page of --html: 15 MB; no browser likes a larger 
 
 
 class ResumableCsv:
-    """predictions.csv, and the embeddings if they are wanted, under the names they have while they are incomplete.
+    """predictions.csv, and the embeddings if wanted, under the names they have while incomplete.
 
-    After each window OUT.part.json says how much of them is whole, and what they were made of. An interrupted run is cut back
-    to that and goes on with the window after it, so that nothing shows where it was interrupted.
+    After each window OUT.part.json says how much of them is whole, and what they were made of. An
+    interrupted run is cut back to that and goes on with the window after it, so that nothing shows
+    where it was interrupted. facts: what the run was asked for, with the CSV's "columns"; width:
+    numbers of an embedding; rows, failed: counts of what is written.
     """
 
     def __init__(self, path, embeddings, width, facts, resume):
         self.path, self.embeddings, self.width, self.facts = path, embeddings, width, facts
         self.files = {"csv": part_of(path)} | ({"npy": part_of(embeddings)} if embeddings else {})
-        self.journal, self.rows, self.failed, sizes = (
-            path.with_name(path.name + ".part.json"),
-            0,
-            0,
-            {},
-        )
-        if self.journal.exists():
-            sizes = self.read_journal(resume)
+        self.journal = path.with_name(path.name + ".part.json")
+        self.rows, self.failed = 0, 0
+        whole = self.read_journal(resume) if self.journal.exists() else {}
         self.streams = {}
-        try:
-            for kind, name in self.files.items():
-                name.parent.mkdir(parents=True, exist_ok=True)
-                self.streams[kind] = open(name, "r+b" if kind in sizes else "w+b")
-                self.streams[kind].truncate(sizes.get(kind, 0))
-                self.streams[kind].seek(0, os.SEEK_END)
-        except OSError as error:
-            raise click.ClickException(
-                f"{name.with_suffix('')}: can't be written ({error.strerror})"
-            ) from None
-        if not sizes:
+        for kind, name in self.files.items():
+            self.streams[kind] = open_cut(name, whole.get(kind))
+        if not whole:
             self.write_lines([facts["columns"]])
             if embeddings:
                 np.lib.format.write_array_header_1_0(self.streams["npy"], self.header(0))
 
     def read_journal(self, resume):
-        """Return {kind: bytes that are whole} of the run that was interrupted. Raises click.ClickException if it isn't to be resumed."""
+        """Return {kind: bytes that are whole} of the run that was interrupted.
+
+        Raises click.ClickException if it isn't to be resumed, or can't be.
+        """
+        part, journal = self.files["csv"], self.journal
         if not resume:
             raise click.ClickException(
-                f"{self.files['csv']}: an interrupted run's work lies here; go on with --resume, or delete it and {self.journal.name}"
+                f"{part}: an interrupted run's work lies here; "
+                f"go on with --resume, or delete it and {journal.name}"
             )
         try:
-            before = json.loads(self.journal.read_text())
-            wrong = next(
-                (key for key in self.facts if before["facts"].get(key) != self.facts[key]), None
-            )
-            if wrong:
-                raise click.ClickException(
-                    f"--resume: {self.files['csv']} was made with another {wrong} ({str(before['facts'].get(wrong))[:40]}, "
-                    f"now {str(self.facts[wrong])[:40]}); give the same, or delete it and {self.journal.name}"
-                )
+            before = json.loads(journal.read_text())
+            self.compare_facts(before["facts"])
             self.rows, self.failed, sizes = before["rows"], before["failed"], before["bytes"]
             whole = all(self.files[kind].stat().st_size >= sizes[kind] for kind in self.files)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             whole = False
         if not whole:
             raise click.ClickException(
-                f"--resume: {self.files['csv']} or {self.journal.name} is damaged or incomplete; delete both and start again"
+                f"--resume: {part} or {journal.name} is damaged or incomplete; "
+                "delete both and start again"
             )
         return sizes
 
+    def compare_facts(self, before):
+        """Raise click.ClickException if the interrupted run was asked for something else."""
+        for key, now in self.facts.items():
+            if before.get(key) != now:
+                raise click.ClickException(
+                    f"--resume: {self.files['csv']} was made with another {key} "
+                    f"({str(before.get(key))[:40]}, now {str(now)[:40]}); "
+                    f"give the same, or delete it and {self.journal.name}"
+                )
+
     def header(self, rows):
+        """Return the header of a .npy of so many embeddings."""
         return {"descr": "<f4", "fortran_order": False, "shape": (rows, self.width)}
 
     def write_lines(self, lines):
+        """Append lines, each a list of cells, to the CSV."""
         text = io.StringIO(newline="")
         csv.writer(text).writerows(lines)
         self.streams["csv"].write(text.getvalue().encode("utf-8", "surrogateescape"))
@@ -97,12 +98,8 @@ class ResumableCsv:
         for stream in self.streams.values():
             stream.flush()
         self.rows, self.failed = self.rows + len(lines), self.failed + failed
-        state = {
-            "rows": self.rows,
-            "failed": self.failed,
-            "bytes": {kind: s.tell() for kind, s in self.streams.items()},
-            "facts": self.facts,
-        }
+        sizes = {kind: stream.tell() for kind, stream in self.streams.items()}
+        state = {"rows": self.rows, "failed": self.failed, "bytes": sizes, "facts": self.facts}
         save_whole(self.journal, lambda name: name.write_text(json.dumps(state)))
 
     def finish(self):
@@ -118,48 +115,40 @@ class ResumableCsv:
 
     @contextmanager
     def guarded(self, resumable):
-        """Finish when the block ends; if it breaks off, keep what --resume can go on with, and say in one line what happened."""
+        """Finish when the block ends; if it breaks off, keep what --resume can go on with.
 
-        def stop(number, frame):
-            raise KeyboardInterrupt
+        Raises click.ClickException, with one line of what happened; code 130 if interrupted.
+        """
+        with interrupted_by_sigterm():
+            try:
+                yield
+                self.finish()
+            except BaseException as error:
+                kept, message = self.leave(resumable), self.explain(error)
+                if message is None:
+                    raise
+                if kept:
+                    message += f"; {self.rows} rows are kept in {self.files['csv']}"
+                    message += ", go on with --resume"
+                stopped = click.ClickException(message)
+                stopped.exit_code = 130 if isinstance(error, KeyboardInterrupt) else 1
+                raise stopped from None
 
-        before = (
-            signal.signal(signal.SIGTERM, stop)
-            if threading.current_thread() is threading.main_thread()
-            else None
-        )
-        try:
-            yield
-            self.finish()
-        except BaseException as error:
-            hint = (
-                f"; {self.rows} rows are kept in {self.files['csv']}, go on with --resume"
-                if self.leave(resumable)
-                else ""
-            )
-            known = {
-                KeyboardInterrupt: "interrupted",
-                OSError: f"{self.path}: can't be written ({getattr(error, 'strerror', '') or one_line(error)})",
-                click.ClickException: getattr(error, "message", ""),
-            }
-            message = next(
-                (words for kind, words in known.items() if isinstance(error, kind)), None
-            )
-            if "onnxruntime" in type(error).__module__:
-                message = (
-                    f"the model failed while it ran ({one_line(error)}); try a smaller --batch"
-                )
-            if message is None:
-                raise
-            wrapped = click.ClickException(message + hint)
-            wrapped.exit_code = 130 if isinstance(error, KeyboardInterrupt) else 1
-            raise wrapped from None
-        finally:
-            if before is not None:
-                signal.signal(signal.SIGTERM, before)
+    def explain(self, error):
+        """Return in one line what a run broke off for, or None where that is our own mistake."""
+        if "onnxruntime" in type(error).__module__:
+            return f"the model failed while it ran ({one_line(error)}); try a smaller --batch"
+        if isinstance(error, KeyboardInterrupt):
+            return "interrupted"
+        if isinstance(error, OSError):
+            return f"{self.path}: can't be written ({error.strerror or one_line(error)})"
+        return error.message if isinstance(error, click.ClickException) else None
 
     def leave(self, resumable):
-        """Close after an interruption. Return True if there is work that --resume can go on with; else remove what there is."""
+        """Close after an interruption. Return True if there is work that --resume can go on with.
+
+        Else remove what there is.
+        """
         for stream in self.streams.values():
             with suppress(OSError):
                 stream.close()
@@ -171,46 +160,71 @@ class ResumableCsv:
 
 
 def part_of(path):
+    """Return the name of a file while it is incomplete."""
     return path.with_name(path.name + ".part")
 
 
-def write_report(path, table, title, targets, files, workers, **options):
-    """Write one self-contained page of the first rows of a finished predictions.csv, each with its picture as the model saw it.
+def open_cut(path, whole):
+    """Open a file to append to its first `whole` bytes; empty if None. Raises ClickException."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = open(path, "w+b" if whole is None else "r+b")
+        stream.truncate(whole or 0)
+        stream.seek(0, os.SEEK_END)
+        return stream
+    except OSError as error:
+        raise click.ClickException(
+            f"{path.with_suffix('')}: can't be written ({error.strerror})"
+        ) from None
 
-    targets: the columns to stress; files: of picture input, by row; options: those of `prepare`.
+
+@contextmanager
+def interrupted_by_sigterm():
+    """Take SIGTERM as Ctrl-C while the block runs; signals are the main thread's alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if before is not None:  # of a handler that Python knows
+            signal.signal(signal.SIGTERM, before)
+
+
+def write_report(path, table, title, targets, files, workers, **options):
+    """Write one page of a finished predictions.csv, each row with its picture as the model saw it.
+
+    It needs no other file. targets: the columns to stress; files: of picture input, by row, or
+    None; options: those of `featurize`.
     """
+    header, lines, more = read_head(table)
+    molecules = []
+    for line in lines:
+        row, text = int(line[0]), line[1]
+        text = str(files[row]) if files else text
+        molecules.append(Molecule(row, 0, text, line[2], problem=line[-1]))
+    drawn = parallel(featurize, molecules, workers, pictures=bool(files), **options)
+    images = []
+    for _, result in drawn:
+        images.append("" if isinstance(result, Rejected) else png(inflate(result.streams[0])))
+    data = {"title": title, "columns": header, "targets": targets, "more": more}
+    text = json.dumps(data | {"rows": lines, "images": images})
+    # Nothing in it can end the script or begin a tag.
+    text = text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    page = page.replace('"DATA"', text)
+    save_whole(path, lambda name: name.write_text(page, encoding="utf-8"))
+
+
+def read_head(table):
+    """Return (column names, the first REPORTED lines, how many more there are) of a CSV."""
     csv.field_size_limit(1 << 24)
     with open(table, newline="", encoding="utf-8", errors="replace") as stream:
         reader = csv.reader(stream)
         header, lines = next(reader), list(itertools.islice(reader, REPORTED))
-        more = sum(1 for _ in reader)
-    molecules = [
-        Molecule(
-            int(line[0]),
-            0,
-            str(files[int(line[0])]) if files else line[1],
-            line[2],
-            problem=line[-1],
-        )
-        for line in lines
-    ]
-    drawn = parallel(featurize, molecules, workers, pictures=bool(files), **options)
-    images = [
-        "" if isinstance(result, Rejected) else png(inflate(result.streams[0]))
-        for _, result in drawn
-    ]
-    data = json.dumps(
-        {
-            "title": title,
-            "columns": header,
-            "targets": targets,
-            "more": more,
-            "rows": lines,
-            "images": images,
-        }
-    )
-    data = (
-        data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-    )  # nothing in it can end the script or begin a tag
-    page = (ROOT / "moleclip" / "page.html").read_text(encoding="utf-8").replace('"DATA"', data)
-    save_whole(path, lambda name: name.write_text(page, encoding="utf-8"))
+        return header, lines, sum(1 for _ in reader)
