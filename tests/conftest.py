@@ -1,5 +1,6 @@
-"""What the tests share: real molecules, a folder where the scripts run as a user runs them, one finished road."""
+"""What the tests share: real molecules, a folder where scripts run as users run them, one road."""
 
+import csv
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ STATIONS = ("render", "cluster", "pretrain", "finetune", "export", "predict")
 
 
 def first_lines(name, count, start=0):
+    """Some lines of a file in data/."""
     return (ROOT / "data" / name).read_text().splitlines()[start : start + count]
 
 
@@ -26,8 +28,14 @@ def small_molecules(count):
     return [line for line in first_lines("chembl_3000.smi", 3000) if len(line) <= 60][:count]
 
 
+def rows_of(path):
+    """The records of a CSV file, as dicts."""
+    with open(path, newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
 class Desk:
-    """A folder with the six scripts in it (as links), where commands run as they stand in the README."""
+    """A folder with the six scripts in it (as links): commands run as they stand in the README."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -54,6 +62,7 @@ class Desk:
         return done.stdout
 
     def write(self, name, lines):
+        """Write a file of lines and return its path."""
         (self.folder / name).write_text("\n".join(lines) + "\n")
         return str(self.folder / name)
 
@@ -65,7 +74,10 @@ def desk(tmp_path):
 
 @pytest.fixture(scope="session")
 def road(tmp_path_factory):
-    """The whole road on 96 ChEMBL and 80 ESOL molecules with the smallest encoder, by the README's commands."""
+    """The whole road by the README's commands, with the smallest encoder.
+
+    It is made of 96 ChEMBL and 80 ESOL molecules.
+    """
     desk = Desk(tmp_path_factory.mktemp("road"))
     lines = small_molecules(96)
     lines[7] = "C1CC broken"
@@ -75,7 +87,8 @@ def road(tmp_path_factory):
     for name, command in {
         "render": "python render.py molecules.smi",
         "cluster": "python cluster.py molecules.smi --k 4 --k 12",
-        "pretrain": "torchrun --nproc_per_node=4 pretrain.py --init scratch:nano --batch 32 --steps 3 --log-every 1 --precision fp32",
+        "pretrain": "torchrun --nproc_per_node=4 pretrain.py --init scratch:nano --batch 32 "
+        "--steps 3 --log-every 1 --precision fp32",
         "finetune": "python finetune.py --data solubility.csv --epochs 3 --lr-encoder 1e-4",
         "export": "python export.py runs/solubility",
         "predict": "python predict.py model.onnx new_molecules.txt",

@@ -1,13 +1,13 @@
-"""A drawing task that crashes or stalls on demand, for the tests."""
+"""A task of `parallel` that crashes or stalls on demand, for the tests."""
 
 import os
 import signal
 import time
 
 
-def draw(item):
-    if item[1] == "die":
+def draw(row, smiles):
+    if smiles == "die":
         os.kill(os.getpid(), signal.SIGSEGV)
-    if item[1] == "sleep":
+    if smiles == "sleep":
         time.sleep(60)
     return "drawn"

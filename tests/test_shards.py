@@ -1,0 +1,73 @@
+import json
+
+import numpy as np
+from conftest import rows_of
+
+from moleclip.drawing import draw, layout, random_style
+from moleclip.molecules import parse
+from moleclip.pixels import palette
+from moleclip.shards import Labels, picture, read_manifest, read_shard
+
+
+def test_shard_holds_what_the_design_says(road):
+    shard = read_shard(road / "shards" / "shard-00000.npz")
+    kinds = {
+        name: (shard[name].dtype.kind, shard[name].dtype.itemsize, shard[name].ndim)
+        for name in ("data", "offsets", "palette", "row", "views")
+    }
+    assert shard["smiles"].dtype.kind == "U" and kinds == {
+        "data": ("u", 1, 1),
+        "offsets": ("i", 8, 1),
+        "palette": ("u", 1, 2),
+        "row": ("i", 8, 1),
+        "views": ("i", 8, 0),
+    }
+    assert shard["offsets"].shape == (95 * 2 + 1,) and shard["offsets"][-1] == len(shard["data"])
+    assert shard["smiles"].dtype.kind == "U" and (shard["palette"] == palette()).all()
+    # A person opens it with numpy alone.
+    with np.load(road / "shards" / "shard-00000.npz", allow_pickle=False) as plain:
+        assert (plain["data"] == shard["data"]).all()
+
+
+def test_a_rejected_row_leaves_a_gap(road):
+    shard = read_shard(road / "shards" / "shard-00000.npz")
+    assert shard["row"].tolist() == [row for row in range(96) if row != 7]
+    lines = (road / "molecules.smi").read_text().splitlines()
+    assert shard["smiles"].tolist() == [lines[row] for row in shard["row"]]
+    (rejected,) = rows_of(road / "shards" / "rejected.csv")
+    assert [rejected[key] for key in ("row", "line", "smiles")] == ["7", "8", "C1CC"]
+    assert "SMILES" in rejected["reason"]
+    manifest = json.loads((road / "shards" / "manifest.json").read_text())
+    counts = [manifest[key] for key in ("rows", "drawn", "rejected", "complete")]
+    assert counts == [96, 95, 1, True]
+
+
+def test_shard_pictures_are_those_of_draw(road):
+    shard = read_shard(road / "shards" / "shard-00000.npz")
+    for member in (0, 40, 94):
+        molecule = layout(parse(str(shard["smiles"][member])))
+        assert (picture(shard, member, 0) == draw(molecule)).all()
+        style = random_style(0, int(shard["row"][member]), 1)
+        assert (picture(shard, member, 1) == draw(molecule, style)).all()
+
+
+def test_targets_by_name(road, tmp_path):
+    """Clusters by label set, descriptors and unpacked keys if asked, all of the rows asked for."""
+    manifest, arrays = read_manifest(road / "shards"), dict(np.load(road / "labels.npz"))
+    plain = Labels(road / "labels.npz", "shards", manifest)
+    assert plain.outputs == {"k4": 4, "k12": 12} and list(plain.targets([5, 2])) == ["k4", "k12"]
+    random = np.random.default_rng(0)
+    arrays["descriptors"] = random.random((96, 64)).astype(np.float16)
+    arrays["maccs"] = random.integers(0, 256, (96, 21)).astype(np.uint8)
+    np.savez(tmp_path / "labels.npz", **arrays)
+    labels = Labels(tmp_path / "labels.npz", "shards", manifest, describe=True)
+    rows = np.array([5, 2, 90])
+    targets = labels.targets(rows)
+    assert labels.outputs == {"k4": 4, "k12": 12, "descriptors": 64 + 168}
+    assert list(targets) == ["k4", "k12", "descriptors", "maccs"]
+    for name in ("k4", "k12"):
+        assert targets[name].dtype == np.int32 and (targets[name] == arrays[name][rows]).all()
+    assert targets["descriptors"].dtype == targets["maccs"].dtype == np.float32
+    assert (targets["descriptors"] == arrays["descriptors"][rows]).all()
+    assert (targets["maccs"] == np.unpackbits(arrays["maccs"][rows], axis=1)).all()
+    assert targets["maccs"].shape == (3, 168)
