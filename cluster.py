@@ -9,6 +9,7 @@ With --descriptors the file also holds what pretraining's optional third task re
 descriptors and the keys.
 """
 
+import importlib.util
 import json
 import warnings
 from pathlib import Path
@@ -220,6 +221,15 @@ def sweep_all(packed, seed):
     return len(packed), table
 
 
+def check_kneed():
+    """Refuse --sweep, before any work, where the optional library is missing that it needs."""
+    if importlib.util.find_spec("kneed") is None:
+        raise click.ClickException(
+            "--sweep finds the knee by kneed, which is not installed; "
+            "pip install -r requirements-extra.txt"
+        )
+
+
 def find_knee(table):
     """Return the K of (k, inertia, ...) rows where the curve bends most, or None without a bend."""
     from kneed import KneeLocator
@@ -303,6 +313,8 @@ def main(source, out, ks, labels, sweep, describe, seed, workers, max_atoms, smi
         raise click.UsageError(
             "--sweep writes no labels, so no --descriptors either; leave one of them out"
         )
+    if sweep:
+        check_kneed()
     source, folder = find_input(source), Path(out).parent
     if source == "-":
         raise click.UsageError("cluster.py reads its input twice; give a file, not standard input")

@@ -1,5 +1,6 @@
 import csv
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -306,6 +307,7 @@ def read_sweep(folder):
 
 
 def test_sweep(molecules, tmp_path):
+    pytest.importorskip("kneed")
     (tmp_path / "out").mkdir()
     said = invoke(cluster.main, molecules, "--sweep", "-o", tmp_path / "out" / "labels.npz")
     table = read_sweep(tmp_path / "out")
@@ -327,6 +329,7 @@ def test_sweep(molecules, tmp_path):
 
 
 def test_sweep_of_many_molecules_takes_a_sample(molecules, tmp_path, monkeypatch):
+    pytest.importorskip("kneed")
     monkeypatch.setattr(cluster, "SWEEP_ROWS", 100)
     tables = []
     for workers, seed in ((1, 0), (2, 0), (1, 5)):
@@ -361,7 +364,15 @@ def test_a_sweep_without_a_knee_is_drawn(tmp_path):
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 
+def test_sweep_without_kneed_says_how_to_get_it(molecules, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "kneed", None)
+    said = mistake(cluster.main, molecules, "--sweep", "-o", tmp_path / "labels.npz")
+    assert "--sweep" in said and "requirements-extra.txt" in said
+    assert not list(tmp_path.glob("sweep.*"))
+
+
 def test_sweep_mistakes(tmp_path):
+    pytest.importorskip("kneed")
     (tmp_path / "sweep.csv").write_text("smiles\n" + "\n".join(["CCO", "CCC"] * 9))
     assert "sweep.csv: is the input itself" in mistake(
         cluster.main, tmp_path / "sweep.csv", "--sweep", "-o", tmp_path / "labels.npz"
