@@ -1,92 +1,138 @@
-"""TODO"""
+"""Heads that learn alone, on embeddings or fingerprints, and the baselines beside every model."""
+
+import copy
 
 import numpy as np
 import torch
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
+from moleclip.device import fitting_batch
+from moleclip.encoder import Embedder
 from moleclip.features import fingerprints
 from moleclip.metrics import best_epoch
 from moleclip.model import mlp
-from moleclip.training import FeatureSource, adam, train
+from moleclip.training import FeatureSource, PictureSource, Plan, adam, copied, rank0_bar, train
+
+# Of the head alone, before encoder and head are trained together.
+HEAD_EPOCHS, HEAD_PATIENCE = 200, 40
 
 
-def train_head(head, embeddings, labels, split, loss, rate, **run):
-    """Train the head alone on a frozen encoder's embeddings, fp32 (rows, 512), and return the history.
+def train_head(head, embeddings, objective, rate, plan):
+    """Train the head alone on a frozen encoder's embeddings, fp32 (rows, 512); return the history.
 
-    It learns on embeddings that are standardised on the training part; the scaling is then folded into its first layer.
+    It learns on embeddings that are standardised on the training part; the scaling is then
+    folded into its first layer.
     """
-    known = embeddings[split["train"]]
+    known = embeddings[objective.split["train"]]
     mean, deviation = known.mean(0), known.std(0)
     deviation = deviation.clamp(min=1e-3 * deviation.median().item() + 1e-12)
-    history = train(
-        FeatureSource(head, (embeddings - mean) / deviation),
-        labels,
-        split,
-        loss,
-        [adam(head, rate)],
-        **run,
-    )
+    source = FeatureSource(head, (embeddings - mean) / deviation)
+    history = train(source, objective, [adam(head, rate)], plan)
     with torch.no_grad():
         head[0].bias -= head[0].weight @ (mean / deviation)
         head[0].weight /= deviation
     return history
 
 
-def baselines(data, labels, label_mean, label_std, split, loss, rates, **run):
-    """Return {name: predictions of split["test"], float32 (n, targets)} of ECFP + MLP, ECFP + random forest and the mean.
+class FrozenEncoder:
+    """A frozen encoder's embeddings of all pictures, and the heads that learned on them.
 
-    The MLP gets the same learning rates to choose from as the model's head, by validation.
+    Each is made once; with random weights the encoder is another one for each seed.
     """
+
+    def __init__(self, pictures, rows, random, device, world):
+        self.pictures, self.rows, self.random = pictures, rows, random
+        self.device, self.world = device, world
+        self.found, self.heads = {}, {}
+
+    def embeddings(self, encoder, seed):
+        """Return embeddings, fp32 (rows, 512), on the CPU; 0 where there is no picture."""
+        key = seed if self.random else 0
+        if key not in self.found:
+            rows = sorted(self.pictures)
+            micro_batch = fitting_batch(encoder.arch, self.device, None)
+            embedder = Embedder(encoder.to(self.device), self.device, None, "none", micro_batch)
+            source = PictureSource(None, self.pictures, embedder, self.world)
+            with rank0_bar("embedding", "molecules", len(rows), self.world) as bar:
+                features = source.features(rows, bar).cpu()
+            self.found[key] = torch.zeros(self.rows, features.shape[1])
+            self.found[key][rows] = features
+        return self.found[key]
+
+    def probe_head(self, model, rate, objective, plan):
+        """Train a model's head alone, put it into the model, and return its line of the history.
+
+        The line is that of epoch 0 of training both.
+        """
+        seed = plan.seed
+        if (seed, rate) not in self.heads:
+            head, name = copy.deepcopy(model.head).cpu(), f"seed {seed}, head"
+            plan = Plan(HEAD_EPOCHS, plan.batch, seed, name, HEAD_PATIENCE)
+            embeddings = self.embeddings(model.encoder, seed)
+            history = train_head(head, embeddings, objective, rate, plan)
+            seconds = round(sum(line["seconds"] for line in history), 3)
+            line = best_epoch(history) | {"epoch": 0, "seconds": seconds}
+            self.heads[seed, rate] = copied(head), line
+        weights, line = self.heads[seed, rate]
+        model.head.load_state_dict(weights)
+        for parameter in model.head.parameters():  # the same on machines that round differently
+            parameter.data = self.world.mean(parameter.data)
+        return line
+
+
+def baselines(data, scale, objective, rates, plan):
+    """Return {name: predictions of the test part, (n, targets)} of what a model has to beat.
+
+    ECFP + MLP, ECFP + random forest, and the mean of training.
+    """
+    split, test = objective.split, objective.split["test"]
     rows = sum(split.values(), [])
     bits = np.zeros((len(data), 2048), np.float32)
     bits[rows] = fingerprints([data.smiles[i] for i in rows])
-    found = []
-    for rate in rates:
-        torch.manual_seed(run["seed"])
-        source = FeatureSource(mlp(2048, labels.shape[1]), torch.from_numpy(bits))
-        history = train(
-            source, labels, split, loss, [adam(source.model, rate)], name="ECFP + MLP", **run
-        )
-        found.append((best_epoch(history)["val_loss"], source))
-    outputs = min(found, key=lambda pair: pair[0])[1].outputs(split["test"]).numpy()
-    mlp_values = (
-        1 / (1 + np.exp(-outputs))
-        if data.task == "classification"
-        else outputs * label_std + label_mean
-    )
-    weights = [1.0] * labels.shape[1] if loss.weight is None else loss.weight.tolist()
+    source = best_mlp(torch.from_numpy(bits), objective, rates, plan)
+    weights = objective.loss.weight
+    weights = [1.0] * len(data.targets) if weights is None else weights.tolist()
     forests = [
-        forest(bits, data.labels[:, t], split, data.task, run["seed"], weight)
+        forest(bits, data.labels[:, t], split, data.task, plan.seed, weight)
         for t, weight in enumerate(weights)
     ]
-    known = data.labels[split["train"]]
-    mean = np.array(
-        [np.nanmean(column) if (~np.isnan(column)).any() else 0.0 for column in known.T]
-    )
+    columns = data.labels[split["train"]].T
+    means = [0.0 if np.isnan(column).all() else np.nanmean(column) for column in columns]
     return {
-        "ECFP + MLP": mlp_values,
+        "ECFP + MLP": scale.unscale(source.predict(test).numpy(), data.task),
         "ECFP + random forest": np.stack(forests, 1),
-        "mean of training": np.tile(mean, (len(split["test"]), 1)),
+        "mean of training": np.tile(means, (len(test), 1)),
     }
 
 
+def best_mlp(features, objective, rates, plan):
+    """Return the trained FeatureSource of the learning rate that is best on validation."""
+    found = []
+    for rate in rates:
+        torch.manual_seed(plan.seed)
+        head = mlp(features.shape[1], objective.labels.shape[1])
+        source = FeatureSource(head, features)
+        history = train(source, objective, [adam(head, rate)], plan)
+        found.append((best_epoch(history)["val_loss"], source))
+    return min(found, key=lambda pair: pair[0])[1]
+
+
 def forest(bits, labels, split, task, seed, weight):
-    """Return a random forest's predictions of one target for the test part."""
+    """Return a random forest's predictions of one target for the test part.
+
+    bits: float32 (rows, 2048); labels: (rows,), NaN where missing; weight: of the positives.
+    """
     rows = [i for i in split["train"] if not np.isnan(labels[i])]
     if not rows or (task == "classification" and len(set(labels[rows])) < 2):
         return np.full(len(split["test"]), labels[rows[0]] if rows else 0.0)
     options = {"random_state": seed, "n_jobs": -1}
-    model = (
-        RandomForestClassifier(300, class_weight={0: 1.0, 1: weight}, **options)
-        if task == "classification"
-        else RandomForestRegressor(300, **options)
-    )
-    model.fit(bits[rows], labels[rows]).set_params(
-        n_jobs=1
-    )  # threads would add up the trees in any order
+    if task == "classification":
+        model = RandomForestClassifier(300, class_weight={0: 1.0, 1: weight}, **options)
+    else:
+        model = RandomForestRegressor(300, **options)
+    model.fit(bits[rows], labels[rows])
+    model.set_params(n_jobs=1)  # threads would add up the trees in any order
     test = bits[split["test"]]
-    return (
-        model.predict_proba(test)[:, list(model.classes_).index(1)]
-        if task == "classification"
-        else model.predict(test)
-    )
+    if task == "classification":
+        return model.predict_proba(test)[:, list(model.classes_).index(1)]
+    return model.predict(test)

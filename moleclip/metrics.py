@@ -1,4 +1,4 @@
-"""TODO"""
+"""How good predictions are: metrics of one seed, their summary over seeds, and their table."""
 
 import math
 
@@ -12,7 +12,10 @@ from moleclip.files import save_table
 
 
 def score(truth, predicted, task):
-    """Return the metrics of one target (1-d arrays, NaN where unknown); one that is undefined is left out."""
+    """Return the metrics of one target as a dict; one that is undefined is left out.
+
+    truth: 1-d, NaN where unknown; predicted: 1-d.
+    """
     known = ~np.isnan(truth)
     truth, predicted = truth[known].astype(float), predicted[known].astype(float)
     result = {}
@@ -33,9 +36,10 @@ def score(truth, predicted, task):
 
 
 def score_all(truth, predicted, targets, task):
-    """Return {"pooled": {...}, "targets": {name: {...}}}.
+    """Return {"pooled": {...}, "targets": {name: {...}}} of arrays (n, targets).
 
-    Pooled MAE and RMSE are over all known labels, the others are means over the targets for which they are defined.
+    Pooled MAE and RMSE are over all known labels, the others are means over the targets for
+    which they are defined.
     """
     each = {name: score(truth[:, t], predicted[:, t], task) for t, name in enumerate(targets)}
     pooled = {}
@@ -45,58 +49,57 @@ def score_all(truth, predicted, targets, task):
         if len(values) < len(targets):
             pooled[f"{name} defined for"] = len(values)
     if task == "regression":
-        pooled |= {
-            k: v
-            for k, v in score(truth.ravel(), predicted.ravel(), task).items()
-            if k in ("MAE", "RMSE")
-        }
+        every = score(truth.ravel(), predicted.ravel(), task)
+        pooled |= {name: every[name] for name in ("MAE", "RMSE") if name in every}
     return {"pooled": pooled, "targets": each}
 
 
 def summarise(values):
-    """Return mean, SD, and the half width of the 95% t-interval of a metric's values over seeds (None for one seed)."""
+    """Return {"mean", "sd", "ci95", "seeds"} of a metric's values over seeds.
+
+    ci95: half the width of the 95% t-interval; sd and ci95 are None for one seed.
+    """
     n, mean = len(values), float(np.mean(values))
-    sd = float(np.std(values, ddof=1)) if n > 1 else None
-    return {
-        "mean": mean,
-        "sd": sd,
-        "ci95": float(student.ppf(0.975, n - 1) * sd / math.sqrt(n)) if n > 1 else None,
-        "seeds": n,
-    }
+    if n == 1:
+        return {"mean": mean, "sd": None, "ci95": None, "seeds": 1}
+    sd = float(np.std(values, ddof=1))
+    half = float(student.ppf(0.975, n - 1) * sd / math.sqrt(n))
+    return {"mean": mean, "sd": sd, "ci95": half, "seeds": n}
+
+
+def summarise_all(scores):
+    """Return {metric: summary} of one dict of metrics for each seed."""
+    names = {name: None for each in scores for name in each if "defined" not in name}
+    return {name: summarise([each[name] for each in scores if name in each]) for name in names}
 
 
 def over_seeds(runs):
-    """Return {method: {"pooled": {metric: summary}, "targets": {target: {metric: summary}}}} of runs' metrics.json."""
+    """Return {method: {"pooled": {metric: summary}, "targets": {target: {metric: summary}}}}.
+
+    runs: what each seed's metrics.json holds. Only methods that all of them have.
+    """
     table = {}
     for method, first in runs[0]["test"].items():
-        if not all(method in run["test"] for run in runs):
-            continue
-        places = [("pooled", None)] + [("targets", name) for name in first["targets"]]
-        table[method] = {"pooled": {}, "targets": {}}
-        for part, target in places:
-            scores = [
-                run["test"][method][part] if target is None else run["test"][method][part][target]
-                for run in runs
-            ]
-            names = {name: None for each in scores for name in each if "defined" not in name}
-            found = {
-                name: summarise([each[name] for each in scores if name in each]) for name in names
+        if all(method in run["test"] for run in runs):
+            scores = [run["test"][method] for run in runs]
+            table[method] = {
+                "pooled": summarise_all([each["pooled"] for each in scores]),
+                "targets": {
+                    name: summarise_all([each["targets"][name] for each in scores])
+                    for name in first["targets"]
+                },
             }
-            if target is None:
-                table[method][part] = found
-            else:
-                table[method][part][target] = found
     return table
 
 
 def mean_ci(summary, digits=4):
-    return f"{summary['mean']:.{digits}g}" + (
-        f" ± {summary['ci95']:.2g}" if summary["ci95"] is not None else ""
-    )
+    """Return a summary as text: mean ± half the 95% interval."""
+    interval = "" if summary["ci95"] is None else f" ± {summary['ci95']:.2g}"
+    return f"{summary['mean']:.{digits}g}{interval}"
 
 
 def print_table(table, seeds):
-    """Print one line a method with its pooled test metrics, and this model's line for each target."""
+    """Print each method's pooled test metrics, a line each, then this model's for each target."""
     names = list(next(iter(table.values()))["pooled"])
     title = "test part" + (f", mean ± 95% of {seeds} seeds" if seeds > 1 else "")
     rows = [(method, scores["pooled"]) for method, scores in table.items()]
@@ -106,33 +109,28 @@ def print_table(table, seeds):
     wide = max(len(title), *(len(name) for name, _ in rows)) + 2
     cells = [[mean_ci(found[n]) if n in found else "-" for n in names] for _, found in rows]
     widths = [max(16, *(len(row[i]) for row in cells)) + 2 for i in range(len(names))]
-    click.echo(
-        f"\n{title:{wide}s}" + "".join(f"{name:>{width}s}" for name, width in zip(names, widths))
-    )
+
+    def print_line(first, row):
+        columns = [f"{cell:>{width}s}" for cell, width in zip(row, widths)]
+        click.echo(f"{first:{wide}s}" + "".join(columns))
+
+    click.echo()
+    print_line(title, names)
     for place, ((name, _), row) in enumerate(zip(rows, cells)):
         if place == len(table):
             click.echo(f"{model}, each target")
-        click.echo(
-            f"{name:{wide}s}" + "".join(f"{cell:>{width}s}" for cell, width in zip(row, widths))
-        )
+        print_line(name, row)
 
 
 def save_scores(path, table):
-    """Write scores.csv: one line for each method, target ("" for all pooled) and metric."""
-    lines = []
+    """Write scores.csv: a line for each method, target ("" for all pooled) and metric."""
+    keys, lines = ("mean", "sd", "ci95"), []
     for method, scores in table.items():
         for target, found in [("", scores["pooled"]), *scores["targets"].items()]:
-            lines += [
-                [
-                    method,
-                    target,
-                    name,
-                    *("" if s[key] is None else f"{s[key]:.6g}" for key in ("mean", "sd", "ci95")),
-                    s["seeds"],
-                ]
-                for name, s in found.items()
-            ]
-    save_table(path, ["method", "target", "metric", "mean", "sd", "ci95", "seeds"], lines)
+            for name, summary in found.items():
+                values = ["" if summary[key] is None else f"{summary[key]:.6g}" for key in keys]
+                lines.append([method, target, name, *values, summary["seeds"]])
+    save_table(path, ["method", "target", "metric", *keys, "seeds"], lines)
 
 
 def best_epoch(history):

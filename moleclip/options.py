@@ -108,6 +108,11 @@ def parse_part(context, parameter, value):
     return Part(*numbers)
 
 
+def shown(name, default, does, **more):
+    """An option of one station alone, whose default stands in the help."""
+    return click.option(name, default=default, show_default=True, help=does, **more)
+
+
 # Options that several stations have, each declared here once. A station says in `does` what the
 # option does there.
 

@@ -1,5 +1,6 @@
-"""TODO"""
+"""The pictures that stations leave beside their results."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ WORST = 6  # test molecules drawn in it
 
 
 def plot_sweep(path, table, knee, subject):
-    """Draw inertia per molecule, (k, inertia per molecule) rows, against log K, with the knee marked."""
+    """Draw sweep.png: (k, inertia per molecule) rows against log K, with the knee marked."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -35,95 +36,88 @@ def plot_sweep(path, table, knee, subject):
     axis.spines[["top", "right"]].set_visible(False)
     title = "The more clusters, the closer their molecules; no clear knee"
     if knee:
-        height = dict(table)[knee]
         title = f"Past {knee:,} clusters, each further one gains less than the average"
-        axis.axvline(knee, color="tab:red", lw=1, ls="--")
-        axis.plot(knee, height, "o", color="tab:red", ms=9)
-        axis.annotate(
-            f"knee: K = {knee:,}",
-            (knee, height),
-            (10, 14),
-            textcoords="offset points",
-            color="tab:red",
-            fontsize=12,
-        )
-        inset = axis.inset_axes(
-            (0.08, 0.1, 0.36, 0.36)
-        )  # on the log axis alone, the curve seems to fall on past the knee
-        inset.plot(*zip(*table), "-", color="tab:blue", lw=1.5)
-        inset.plot(*zip(table[0], table[-1]), ":", color="grey", lw=1)
-        inset.plot(knee, height, "o", color="tab:red", ms=6)
-        inset.set_title("the same, K on a linear scale", fontsize=8, color="dimgrey")
-        inset.tick_params(labelsize=7)
+        mark_knee(axis, table, knee)
     axis.set_title(title, fontsize=13, loc="left", pad=24)
-    axis.text(
-        0, 1.03, subject, transform=axis.transAxes, fontsize=9, color="dimgrey", parse_math=False
-    )
+    small = {"fontsize": 9, "color": "dimgrey"}
+    axis.text(0, 1.03, subject, transform=axis.transAxes, parse_math=False, **small)
     save_whole(path, lambda name: figure.savefig(name, dpi=130, format="png"))
     plt.close(figure)
 
 
-def plot_report(path, data, runs, table, pictures):
-    """Draw report.png of one or several seeds: the table, learning curves, errors, each target, and the worst test molecules.
+def mark_knee(axis, table, knee):
+    """Mark the knee of a sweep, with the same curve on a linear axis beside it.
 
-    runs: dicts with "seed", "split", "predicted", "history"; table: of `over_seeds`; pictures: {row: uint8 (224, 224)}.
+    On the log axis alone, the curve seems to fall on past the knee.
+    """
+    height, red = dict(table)[knee], {"color": "tab:red"}
+    axis.axvline(knee, lw=1, ls="--", **red)
+    axis.plot(knee, height, "o", ms=9, **red)
+    beside = {"xytext": (10, 14), "textcoords": "offset points", "fontsize": 12}
+    axis.annotate(f"knee: K = {knee:,}", (knee, height), **beside, **red)
+    inset = axis.inset_axes((0.08, 0.1, 0.36, 0.36))
+    inset.plot(*zip(*table), "-", color="tab:blue", lw=1.5)
+    inset.plot(*zip(table[0], table[-1]), ":", color="grey", lw=1)
+    inset.plot(knee, height, "o", ms=6, **red)
+    inset.set_title("the same, K on a linear scale", fontsize=8, color="dimgrey")
+    inset.tick_params(labelsize=7)
+
+
+def plot_report(path, data, results, table, pictures):
+    """Draw report.png of one or several seeds.
+
+    The table, learning curves, errors, each target, and the worst test molecules. results:
+    SeedResults; table: of `over_seeds`; pictures: {row: uint8 (224, 224)}.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    tested = [(run, row) for run in runs for row in run["split"]["test"]]
     panels, columns = data.targets[:SHOWN], 4
-    lines = (
-        0 if len(panels) == 1 else -(-len(panels) // columns)
-    )  # a single target stands in the top row
-    heights = [3.6] + [3.4 * lines] * (lines > 0) + [2.6]
+    # A single target stands in the top row.
+    lines = 0 if len(panels) == 1 else -(-len(panels) // columns)
+    heights = [3.6, 3.4 * lines, 2.6] if lines else [3.6, 2.6]
     figure = plt.figure(figsize=(16, sum(heights)), layout="constrained")
     top, *middle, bottom = figure.subfigures(len(heights), 1, height_ratios=heights)
-    axes = top.subplots(1, 3 + (lines == 0), width_ratios=(1.8, 1, 1, 1)[: 3 + (lines == 0)])
-    draw_table(
-        axes[0],
-        table,
-        f"{Path(data.path).name}: test part"
-        + (f", mean ± 95% interval of {len(runs)} seeds" if len(runs) > 1 else ""),
-    )
-    draw_curves(axes[1], runs)
-    draw_errors(axes[2], data, tested)
+    widths = (1.8, 1, 1) if lines else (1.8, 1, 1, 1)
+    first, second, third, *grid = top.subplots(1, len(widths), width_ratios=widths)
+    for part in middle:
+        grid += list(part.subplots(lines, columns, squeeze=False).ravel())
+    seeds = f", mean ± 95% interval of {len(results)} seeds" if len(results) > 1 else ""
+    draw_table(first, table, f"{Path(data.path).name}: test part{seeds}")
+    draw_curves(second, results)
+    draw_errors(third, data, results)
     if len(data.targets) > SHOWN:
-        middle[0].suptitle(
-            f"the first {SHOWN} of {len(data.targets)} targets; scores.csv has all", fontsize=11
-        )
-    grid = [
-        *axes[3:],
-        *(axis for part in middle for axis in part.subplots(lines, columns, squeeze=False).ravel()),
-    ]
+        note = f"the first {SHOWN} of {len(data.targets)} targets; scores.csv has all"
+        middle[0].suptitle(note, fontsize=11)
     for t, axis in enumerate(grid):
         if t < len(panels):
-            draw_target(axis, data, runs, t, table)
+            draw_target(axis, data, results, t, table)
         else:
             axis.axis("off")
-    draw_worst(bottom, data, tested, pictures)
+    draw_worst(bottom, data, results, pictures)
     save_whole(path, lambda name: figure.savefig(name, dpi=100, format="png"))
     plt.close(figure)
 
 
+def tested(results):
+    """Yield (row, prediction (targets,)) of the test parts of SeedResults."""
+    for result in results:
+        for row in result.split["test"]:
+            yield row, result.predicted[row]
+
+
 def draw_table(axis, table, title):
-    names = list(next(iter(table.values()))["pooled"])
-    cells = [
-        [mean_ci(scores["pooled"][n], 3) if n in scores["pooled"] else "-" for n in names]
-        for scores in table.values()
-    ]
+    """Draw the pooled scores, a line for each method."""
+    names, cells = list(next(iter(table.values()))["pooled"]), []
+    for scores in table.values():
+        found = scores["pooled"]
+        cells.append([mean_ci(found[name], 3) if name in found else "-" for name in names])
     axis.axis("off")
-    drawn = axis.table(
-        cells,
-        rowLabels=list(table),
-        colLabels=names,
-        loc="center",
-        cellLoc="right",
-        edges="horizontal",
-        bbox=(0.24, 0.1, 0.76, 0.75),
-    )
+    look = {"loc": "center", "cellLoc": "right", "edges": "horizontal"}
+    box = (0.24, 0.1, 0.76, 0.75)
+    drawn = axis.table(cells, rowLabels=list(table), colLabels=names, bbox=box, **look)
     drawn.auto_set_font_size(False)
     drawn.set_fontsize(10)
     for (line, _), cell in drawn.get_celld().items():
@@ -132,47 +126,27 @@ def draw_table(axis, table, title):
     axis.set_title(title, fontsize=11, parse_math=False)
 
 
-def draw_curves(axis, runs):
-    for i, run in enumerate(runs):
-        epochs, best = [h["epoch"] for h in run["history"]], best_epoch(run["history"])
-        axis.plot(
-            epochs,
-            [h["train_loss"] for h in run["history"]],
-            color="C0",
-            lw=1,
-            label=None if i else "train",
-        )
-        axis.plot(
-            epochs,
-            [h["val_loss"] for h in run["history"]],
-            color="C1",
-            lw=1,
-            label=None if i else "validation",
-        )
-        axis.plot(
-            best["epoch"],
-            best["val_loss"],
-            "o",
-            color="C1",
-            ms=5,
-            label=None if i else "epoch kept",
-        )
+def draw_curves(axis, results):
+    """Draw each seed's training and validation loss against the epoch."""
+    for i, result in enumerate(results):
+        names = [None] * 3 if i else ["train", "validation", "epoch kept"]
+        epochs, best = [h["epoch"] for h in result.history], best_epoch(result.history)
+        train, val = ([h[key] for h in result.history] for key in ("train_loss", "val_loss"))
+        axis.plot(epochs, train, color="C0", lw=1, label=names[0])
+        axis.plot(epochs, val, color="C1", lw=1, label=names[1])
+        axis.plot(best["epoch"], best["val_loss"], "o", color="C1", ms=5, label=names[2])
     axis.set(title="loss", xlabel="epoch")
     axis.legend(frameon=False, fontsize=8)
 
 
-def draw_errors(axis, data, tested):
+def draw_errors(axis, data, results):
     """Draw the distribution of test errors, or of the probabilities given to each class."""
-    truth = np.array([data.labels[row] for _, row in tested]).ravel()
-    predicted = np.array([run["predicted"][row] for run, row in tested]).ravel()
+    rows, values = zip(*tested(results))
+    truth, predicted = data.labels[list(rows)].ravel(), np.array(values).ravel()
     if data.task == "classification":
+        bins = np.linspace(0, 1, 21)
         for label in (0, 1):
-            axis.hist(
-                predicted[truth == label],
-                bins=np.linspace(0, 1, 21),
-                alpha=0.6,
-                label=f"truth {label}",
-            )
+            axis.hist(predicted[truth == label], bins=bins, alpha=0.6, label=f"truth {label}")
         axis.set(title="predicted probability, test", xlabel="probability of 1", ylabel="molecules")
         axis.legend(frameon=False, fontsize=8)
     else:
@@ -182,14 +156,13 @@ def draw_errors(axis, data, tested):
         axis.set(title="error, test", xlabel="prediction - truth", ylabel="labels")
 
 
-def draw_target(axis, data, runs, t, table):
-    """Draw a target's test part: prediction against truth, or the ROC and precision-recall curves."""
+def draw_target(axis, data, results, t, table):
+    """Draw a target's test part: prediction against truth, or the ROC and precision-recall."""
     name = data.targets[t]
-    truth = np.concatenate([data.labels[run["split"]["test"], t] for run in runs])
-    values = np.concatenate(
-        [[run["predicted"][row][t] for row in run["split"]["test"]] for run in runs]
-    )
-    truth, values = truth[known := ~np.isnan(truth)], values[known]
+    rows, values = zip(*tested(results))
+    truth, values = data.labels[list(rows), t], np.array(values)[:, t]
+    known = ~np.isnan(truth)
+    truth, values = truth[known], values[known]
     if data.task == "classification" and len(set(truth)) == 2:
         axis.plot(*skm.roc_curve(truth, values)[:2], label="ROC")
         precision, recall, _ = skm.precision_recall_curve(truth, values)
@@ -203,23 +176,20 @@ def draw_target(axis, data, runs, t, table):
         axis.plot([low, high], [low, high], "k--", lw=0.8)
         axis.set(xlabel="truth", ylabel="prediction")
     scores = table["this model"]["targets"][name]
-    axis.set_title(
-        f"{name[:40]}, test\n" + "   ".join(f"{k} {s['mean']:.3g}" for k, s in scores.items()),
-        fontsize=9,
-        parse_math=False,
-    )
+    numbers = "   ".join(f"{metric} {s['mean']:.3g}" for metric, s in scores.items())
+    axis.set_title(f"{name[:40]}, test\n{numbers}", fontsize=9, parse_math=False)
 
 
-def draw_worst(figure, data, tested, pictures):
-    """Draw the test molecules that the model gets most wrong, with truth and prediction of the worst target."""
+def draw_worst(figure, data, results, pictures):
+    """Draw the test molecules furthest from the truth, with the numbers of their worst target."""
     scale = np.nanstd(data.labels, 0)
     scale[~(scale > 0) | (data.task == "classification")] = 1
     worst = {}
-    for run, row in tested:
-        error = np.abs(run["predicted"][row] - data.labels[row]) / scale
+    for row, values in tested(results):
+        error = np.abs(values - data.labels[row]) / scale
         if not np.isnan(error).all():
             t = int(np.nanargmax(error))
-            worst[row] = max(worst.get(row, (-1,)), (error[t], t, run["predicted"][row][t]))
+            worst[row] = max(worst.get(row, (-1,)), (error[t], t, values[t]))
     axes = figure.subplots(1, WORST)
     figure.suptitle("test molecules furthest from the truth", fontsize=11)
     order = sorted(worst, key=lambda row: -worst[row][0])[:WORST]
@@ -227,57 +197,42 @@ def draw_worst(figure, data, tested, pictures):
         axis.axis("off")
     for axis, row in zip(axes, order):
         _, t, value = worst[row]
+        name = f", {data.targets[t][:16]}" if len(data.targets) > 1 else ""
+        numbers = f"truth {data.labels[row, t]:.3g}, predicted {value:.3g}"
         axis.imshow(to_rgb(pictures[row]))
-        axis.set_title(
-            f"row {row}"
-            + (f", {data.targets[t][:16]}" if len(data.targets) > 1 else "")
-            + f"\ntruth {data.labels[row, t]:.3g}, predicted {value:.3g}",
-            fontsize=9,
-            parse_math=False,
-        )
+        axis.set_title(f"row {row}{name}\n{numbers}", fontsize=9, parse_math=False)
 
 
 def plot_curves(path, log):
-    """Draw the loss parts, training and held-out, against the step."""
+    """Draw the loss parts of a pretraining log, training and held-out, against the step.
+
+    A log that ends before its first training entry gives no picture.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    training, held = [e for e in log if "loss" in e], [e for e in log if "held_out_retrieval" in e]
-    if not training:  # left before the first line of the log
+    training = [entry for entry in log if "loss" in entry]
+    held = [entry for entry in log if "held_out_retrieval" in entry]
+    if not training:
         return
-    names = [
-        name
-        for name in training[0]
-        if name in ("contrastive", "descriptors", "maccs")
-        or (name[0] == "k" and name[1:].isdigit())
-    ]
-    figure, axes = plt.subplots(
-        1, len(names) + 1, figsize=(3.4 * (len(names) + 1), 3), layout="constrained"
-    )
+    names = [n for n in training[0] if re.fullmatch(r"contrastive|descriptors|maccs|k\d+", n)]
+    size, panels = (3.4 * (len(names) + 1), 3), len(names) + 1
+    figure, axes = plt.subplots(1, panels, figsize=size, layout="constrained")
+    steps, held_steps = ([entry["step"] for entry in part] for part in (training, held))
     width = max(1, len(training) // 12)
+    label = f"training, mean of {width}" if width > 1 else "training"
     for axis, name in zip(axes, names):
-        values = np.array([e[name] for e in training])
-        axis.plot([e["step"] for e in training], values, color="C0", alpha=0.3, lw=0.8)
+        values = np.array([entry[name] for entry in training])
+        axis.plot(steps, values, color="C0", alpha=0.3, lw=0.8)
         smooth = [values[max(0, i - width + 1) : i + 1].mean() for i in range(len(values))]
-        axis.plot(
-            [e["step"] for e in training],
-            smooth,
-            color="C0",
-            label=f"training, mean of {width}" if width > 1 else "training",
-        )
-        axis.plot(
-            [e["step"] for e in held],
-            [e[f"held_out_{name}"] for e in held],
-            "o-",
-            color="C1",
-            label="held out",
-        )
+        axis.plot(steps, smooth, color="C0", label=label)
+        values = [entry[f"held_out_{name}"] for entry in held]
+        axis.plot(held_steps, values, "o-", color="C1", label="held out")
         axis.set(title=f"{name} loss", xlabel="step")
-    axes[-1].plot(
-        [e["step"] for e in held], [100 * e["held_out_retrieval"] for e in held], "o-", color="C1"
-    )
+    values = [100 * entry["held_out_retrieval"] for entry in held]
+    axes[-1].plot(held_steps, values, "o-", color="C1")
     axes[-1].set(title="held-out view-to-view top-1, %", xlabel="step", ylim=(0, 100))
     axes[0].legend()
     save_whole(path, lambda name: figure.savefig(name, dpi=110, format="png"))

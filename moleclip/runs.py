@@ -1,57 +1,110 @@
-"""TODO"""
+"""The run folder: what a seed's training gave, the aggregate over seeds, and the grid of trials."""
 
 import csv
 import json
 import math
 import shutil
+from dataclasses import dataclass
 
 import click
 import numpy as np
 
 from moleclip.files import save_json, save_table, save_whole
-from moleclip.metrics import over_seeds, save_scores
+from moleclip.metrics import best_epoch, over_seeds, save_scores, score_all
+from moleclip.model import save_model
 from moleclip.plots import plot_report
 from moleclip.splits import SUBSETS
 
+TABLES = ("predictions.csv", "splits.csv", "history.csv", "scores.csv", "report.png")
 
-def save_predictions(path, data, runs, best=0):
-    """Write one line for every row of the input: row, smiles, split, then truth and prediction of each target, and error.
 
-    runs: one dict for each seed, with "split" and "predicted" {row: (targets,)}. Split and prediction are those of run `best`, which
-    is the model beside the file; with several runs there follow mean and SD of their predictions, and in how many the row was tested.
+@dataclass
+class SeedResult:
+    """What the training of one seed gave."""
+
+    seed: int
+    split: dict  # {"train": [...], "val": [...], "test": [...]} of row numbers
+    history: list  # one dict an epoch
+    predicted: dict  # {row: (targets,)} in the label's unit, as predictions.csv has them
+    metrics: dict  # what metrics.json holds
+
+    def part_of(self):
+        """Return {row: "train", "val" or "test"}."""
+        return {row: part for part, rows in self.split.items() for row in rows}
+
+
+def make_result(data, seed, split, history, predicted, compared):
+    """Return the SeedResult of a model's predictions {row: (targets,)}.
+
+    compared: {name: predictions of the test part, (n, targets)} of other methods.
     """
-    part_of = [{row: part for part, rows in run["split"].items() for row in rows} for run in runs]
-    kinds = ("true", "predicted") + (("mean", "sd") if len(runs) > 1 else ())
-    header = (
-        ["row", "smiles", "split"]
-        + [f"{kind}_{name}" for name in data.targets for kind in kinds]
-        + ["tested"] * (len(runs) > 1)
-        + ["error"]
-    )
+    best, truth = best_epoch(history), data.labels[split["test"]].copy()
+    unlearned = np.isnan(data.labels[split["train"]]).all(0)
+    truth[:, unlearned] = np.nan  # so not scored
+    methods = {"this model": np.stack([predicted[row] for row in split["test"]])} | compared
+    metrics = {
+        "seed": seed,
+        "best_epoch": best["epoch"],
+        "val_loss": best["val_loss"],
+        "test": {
+            name: score_all(truth, values, data.targets, data.task)
+            for name, values in methods.items()
+        },
+        "sizes": {part: len(rows) for part, rows in split.items()},
+        "rejected": sum(map(bool, data.problems)),
+    }
+    # As read_result has them: an interrupted run aggregates the same.
+    split = {part: sorted(rows) for part, rows in split.items()}
+    written = {
+        row: np.array([float(f"{value:.7g}") for value in values])
+        for row, values in predicted.items()
+    }
+    return SeedResult(seed, split, history, written, metrics)
+
+
+def save_predictions(path, data, results, best=0):
+    """Write one line for every row of the input.
+
+    row, smiles, split, then truth and prediction of each target, and error. Split and prediction
+    are those of result `best`, whose model lies beside the file; with several seeds there follow
+    mean and SD of their predictions, and in how many the row was tested.
+    """
+    several, parts = len(results) > 1, [result.part_of() for result in results]
+    kinds = ("true", "predicted", "mean", "sd") if several else ("true", "predicted")
+    header = ["row", "smiles", "split"]
+    header += [f"{kind}_{name}" for name in data.targets for kind in kinds]
+    header += ["tested", "error"] if several else ["error"]
     lines = []
     for row, smiles in enumerate(data.smiles):
-        cells = []
+        numbers = []
         for t in range(len(data.targets)):
-            values = [run["predicted"][row][t] for run in runs if row in run["predicted"]]
-            found = [data.labels[row, t], values[best] if values else math.nan]
-            if len(runs) > 1:
-                found += [np.mean(values), np.std(values, ddof=1)] if values else [math.nan] * 2
-            cells += ["" if np.isnan(value) else f"{value:.7g}" for value in found]
-        tested = [sum(parts.get(row) == "test" for parts in part_of)] * (len(runs) > 1)
-        lines.append([row, smiles, part_of[best].get(row, ""), *cells, *tested, data.problems[row]])
+            values = [each.predicted[row][t] for each in results if row in each.predicted]
+            numbers += [data.labels[row, t], values[best] if values else math.nan]
+            if several:
+                numbers += [np.mean(values), np.std(values, ddof=1)] if values else [math.nan] * 2
+        line = [row, smiles, parts[best].get(row, "")]
+        line += ["" if np.isnan(number) else f"{number:.7g}" for number in numbers]
+        if several:
+            line.append(sum(part.get(row) == "test" for part in parts))
+        lines.append([*line, data.problems[row]])
     save_table(path, header, lines)
 
 
 def finished(folder, config):
-    """Tell whether a seed's folder is complete. Raises click.ClickException if it was begun with other settings."""
-    there = load_facts(folder / "config.json") if (folder / "config.json").exists() else None
-    wanted = json.loads(json.dumps(config))
-    other = [key for key in wanted if there is not None and there.get(key) != wanted[key]]
-    if other:
-        raise click.ClickException(
-            f"{folder}: part of an unfinished run with another {other[0]} ({there.get(other[0])}, now {wanted[other[0]]}); "
-            "delete the run's folder, or give another one with -o"
-        )
+    """Tell whether a seed's folder is complete.
+
+    Raises click.ClickException if it was begun with other settings.
+    """
+    path, wanted = folder / "config.json", json.loads(json.dumps(config))
+    if path.exists():
+        there = load_facts(path)
+        other = [key for key in wanted if there.get(key) != wanted[key]]
+        if other:
+            change = f"{other[0]} ({there.get(other[0])}, now {wanted[other[0]]})"
+            raise click.ClickException(
+                f"{folder}: part of an unfinished run with another {change}; "
+                "delete the run's folder, or give another one with -o"
+            )
     return (folder / "metrics.json").exists()
 
 
@@ -65,144 +118,119 @@ def load_facts(path):
         ) from None
 
 
-def read_run(folder, data):
-    """Return what plots and aggregates take of a seed's folder: seed, split, predicted {row: (targets,)}, history."""
+def read_result(folder, data):
+    """Return the SeedResult of a complete folder; its metrics alone if its trial lost before."""
+    metrics = load_facts(folder / "metrics.json")
+    if not (folder / "predictions.csv").exists():
+        return SeedResult(metrics["seed"], {}, [], {}, metrics)
     with open(folder / "predictions.csv", newline="", errors="surrogateescape") as stream:
         lines = list(csv.DictReader(stream))
     with open(folder / "history.csv", newline="") as stream:
-        history = [
-            {key: float(value) for key, value in line.items()} for line in csv.DictReader(stream)
-        ]
-    split = {
-        part: [int(line["row"]) for line in lines if line["split"] == part] for part in SUBSETS
-    }
+        table = csv.DictReader(stream)
+        history = [{key: float(value) for key, value in line.items()} for line in table]
+    split = {part: [] for part in SUBSETS}
+    for line in lines:
+        if line["split"]:
+            split[line["split"]].append(int(line["row"]))
     names = [f"predicted_{name}" for name in data.targets]
     predicted = {
         int(line["row"]): np.array([float(line[name]) for name in names])
         for line in lines
         if line[names[0]]
     }
-    return load_facts(folder / "metrics.json") | {
-        "split": split,
-        "predicted": predicted,
-        "history": history,
-    }
+    return SeedResult(metrics["seed"], split, history, predicted, metrics)
 
 
-def aggregate(out, data, seeds, config, pictures):
-    """Write the aggregate over seeds, and a copy of the model that is best on validation; return the table of test scores."""
-    runs = [read_run(out / f"seed-{seed}", data) for seed in seeds]
+def save_result(folder, result, model, data, pictures, config):
+    """Write a seed's folder, whole or not at all."""
+    scores, best = over_seeds([result.metrics]), best_epoch(result.history)
+    facts = {"test": result.metrics["test"]["this model"], "best_epoch": best["epoch"]}
+    save_model(folder / "model.pt", model, data, config, facts)
+    save_table(folder / "splits.csv", ["row", "split"], sorted(result.part_of().items()))
+    lines = [list(line.values()) for line in result.history]
+    save_table(folder / "history.csv", list(result.history[0]), lines)
+    save_predictions(folder / "predictions.csv", data, [result])
+    save_scores(folder / "scores.csv", scores)
+    plot_report(folder / "report.png", data, [result], scores, pictures)
+    save_json(folder / "metrics.json", result.metrics)  # its presence says that all are there
+    (folder / "progress.pt").unlink(missing_ok=True)
+    click.echo(
+        f"seed {result.seed}: epoch {best['epoch']} of {result.history[-1]['epoch']} is best on "
+        f"validation (loss {best['val_loss']:.4g}); {folder}/report.png"
+    )
+
+
+def aggregate(out, data, results, config, pictures):
+    """Write the aggregate over seeds and return the table of test scores.
+
+    model.pt is a copy of the one that is best on validation.
+    """
+    runs = [result.metrics for result in results]
     best = min(range(len(runs)), key=lambda i: runs[i]["val_loss"])
-    source, table = out / f"seed-{seeds[best]}" / "model.pt", over_seeds(runs)
+    source, table = out / f"seed-{results[best].seed}" / "model.pt", over_seeds(runs)
     save_whole(out / "model.pt", lambda target: shutil.copyfile(source, target))
-    part_of = [{row: part for part, rows in run["split"].items() for row in rows} for run in runs]
-    rows = sorted(set().union(*part_of))
-    save_table(
-        out / "splits.csv",
-        ["row", "split"] + [f"seed_{seed}" for seed in seeds],
-        [
-            [row, part_of[best].get(row, "")] + [parts.get(row, "") for parts in part_of]
-            for row in rows
-        ],
-    )
-    save_table(
-        out / "history.csv",
-        ["seed", *runs[0]["history"][0]],
-        [
-            [run["seed"], *(f"{value:.10g}" for value in h.values())]
-            for run in runs
-            for h in run["history"]
-        ],
-    )
-    save_predictions(out / "predictions.csv", data, runs, best)
+    save_splits(out / "splits.csv", results, best)
+    lines = [
+        [result.seed, *(f"{value:.10g}" for value in line.values())]
+        for result in results
+        for line in result.history
+    ]
+    save_table(out / "history.csv", ["seed", *results[0].history[0]], lines)
+    save_predictions(out / "predictions.csv", data, results, best)
     save_scores(out / "scores.csv", table)
-    plot_report(out / "report.png", data, runs, table, pictures)
+    plot_report(out / "report.png", data, results, table, pictures)
     save_json(out / "config.json", config)
-    keys = ("seed", "best_epoch", "val_loss", "test", "sizes", "rejected")
-    save_json(
-        out / "metrics.json",
-        {
-            "best_seed": seeds[best],
-            "test": table,
-            "runs": [{key: run[key] for key in keys} for run in runs],
-        },
-    )
+    facts = {"best_seed": results[best].seed, "test": table, "runs": runs}
+    save_json(out / "metrics.json", facts)
     return table
 
 
-def trial_folder(out, cell, alone):
-    return (
-        out
-        if alone
-        else out
-        / "grid"
-        / "_".join(
-            f"{key.replace('_', '-')}-{value:g}" if key != "augment" else f"{key}-{value}"
-            for key, value in cell.items()
-        )
-    )
+def save_splits(path, results, best):
+    """Write the part of each row in the best seed's split and in every seed's."""
+    parts = [result.part_of() for result in results]
+    lines = []
+    for row in sorted(set().union(*parts)):
+        lines.append([row, parts[best].get(row, ""), *(part.get(row, "") for part in parts)])
+    save_table(path, ["row", "split", *(f"seed_{result.seed}" for result in results)], lines)
 
 
-def keep_best(out, cells, seeds):
-    """Return (mean validation loss of each cell so far, the place of the best), and drop the models of the others."""
-    values = [
-        [
-            load_facts(trial_folder(out, cell, False) / f"seed-{seed}" / "metrics.json")["val_loss"]
-            for seed in seeds
-        ]
-        for cell in cells
-    ]
-    losses = [float(np.mean(row)) for row in values]
+def trial_folder(out, trial):
+    """Return the folder of one trial of a grid, named by its rates and augmentation."""
+    rates = {key: f"{value:g}" for key, value in trial.items() if key != "augment"}
+    words = [f"{key.replace('_', '-')}-{value}" for key, value in (trial | rates).items()]
+    return out / "grid" / "_".join(words)
+
+
+def keep_best(out, trials, results):
+    """Return each trial's mean validation loss and the best's place; drop the others' models.
+
+    results: the SeedResults of each trial so far.
+    """
+    losses = [float(np.mean([each.metrics["val_loss"] for each in seeds])) for seeds in results]
     best = int(np.argmin(losses))
-    for i, cell in enumerate(cells):
-        for seed in seeds if i != best else ():
-            for name in (
-                "model.pt",
-                "predictions.csv",
-                "splits.csv",
-                "history.csv",
-                "scores.csv",
-                "report.png",
-            ):
-                (trial_folder(out, cell, False) / f"seed-{seed}" / name).unlink(missing_ok=True)
+    for i, seeds in enumerate(results):
+        for result in seeds if i != best else ():
+            folder = trial_folder(out, trials[i]) / f"seed-{result.seed}"
+            for name in ("model.pt", *TABLES):
+                (folder / name).unlink(missing_ok=True)
     return losses, best
 
 
-def finish_grid(out, cells, seeds):
-    """Write grid.csv and move the winner's seeds to their place; return the winner."""
-    losses, best = keep_best(out, cells, seeds)
+def finish_grid(out, trials, results):
+    """Write grid.csv, move the winner's seeds to their place, and return the winner's place."""
+    losses, best = keep_best(out, trials, results)
     lines = []
-    for i, cell in enumerate(cells):
-        runs = [
-            load_facts(trial_folder(out, cell, False) / f"seed-{seed}" / "metrics.json")
-            for seed in seeds
-        ]
-        test = {name: s["mean"] for name, s in over_seeds(runs)["this model"]["pooled"].items()}
-        lines.append(
-            [
-                *cell.values(),
-                f"{losses[i]:.6g}",
-                "yes" if i == best else "",
-                *(f"{value:.6g}" for value in test.values()),
-            ]
-        )
-    save_table(
-        out / "grid.csv",
-        [*cells[0], "val_loss", "chosen", *(f"test_{name}" for name in test)],
-        lines,
-    )
-    for seed in seeds:
-        shutil.copytree(
-            trial_folder(out, cells[best], False) / f"seed-{seed}",
-            out / f"seed-{seed}",
-            dirs_exist_ok=True,
-        )
-        (trial_folder(out, cells[best], False) / f"seed-{seed}" / "model.pt").unlink(
-            missing_ok=True
-        )
-    click.echo(
-        f"chosen on validation out of {len(cells)}: "
-        + ", ".join(f"{key} {value}" for key, value in cells[best].items())
-        + f"; all in {out}/grid.csv"
-    )
-    return cells[best]
+    for i, (trial, seeds) in enumerate(zip(trials, results)):
+        scores = over_seeds([result.metrics for result in seeds])["this model"]["pooled"]
+        chosen = "yes" if i == best else ""
+        values = [f"{summary['mean']:.6g}" for summary in scores.values()]
+        lines.append([*trial.values(), f"{losses[i]:.6g}", chosen, *values])
+    tested = [f"test_{name}" for name in scores]
+    save_table(out / "grid.csv", [*trials[0], "val_loss", "chosen", *tested], lines)
+    for result in results[best]:
+        folder = trial_folder(out, trials[best]) / f"seed-{result.seed}"
+        shutil.copytree(folder, out / f"seed-{result.seed}", dirs_exist_ok=True)
+        (folder / "model.pt").unlink(missing_ok=True)
+    setting = ", ".join(f"{key} {value}" for key, value in trials[best].items())
+    click.echo(f"chosen on validation out of {len(trials)}: {setting}; all in {out}/grid.csv")
+    return best

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Which rows are trained on, validated on and tested on: the paper's splits, or the user's own."""
 
 import csv
 from pathlib import Path
@@ -22,16 +22,15 @@ SPLIT_KINDS = ("random", "scaffold", "random-scaffold", "column")
 
 
 def random_split(usable, seed):
-    """Return 80/10/10 %, the paper's own index sets for the same rows and seed."""
-    order = list(range(len(usable)))
+    """Return (train, val, test) of 80/10/10 %, the paper's own index sets for a seed."""
+    order = list(usable)
     np.random.RandomState(seed).shuffle(order)
     tenth = int(0.1 * len(order))
-    pick = lambda part: [usable[i] for i in part]
-    return pick(order[2 * tenth :]), pick(order[tenth : 2 * tenth]), pick(order[:tenth])
+    return order[2 * tenth :], order[tenth : 2 * tenth], order[:tenth]
 
 
 def by_scaffold(usable, smiles):
-    """Return the rows of each Bemis-Murcko scaffold, in the order in which the scaffolds first occur."""
+    """Return the rows of each Bemis-Murcko scaffold, scaffolds in the order of their first rows."""
     groups = {}
     for i in usable:
         groups.setdefault(scaffold(smiles[i]), []).append(i)
@@ -39,12 +38,15 @@ def by_scaffold(usable, smiles):
 
 
 def scaffold_split(usable, smiles):
-    """Return whole scaffolds, the most frequent in train: the paper's own index sets (DeepChem's order)."""
+    """Return (train, val, test) of whole scaffolds, the most frequent in train.
+
+    The paper's own index sets (DeepChem's order).
+    """
     train_until, val_until = (1 - 0.1 - 0.1) * len(usable), (1 - 0.1) * len(usable)
+    groups = by_scaffold(usable, smiles)
+    groups.sort(key=lambda group: (len(group), group[0]), reverse=True)
     train, val, test = [], [], []
-    for group in sorted(
-        by_scaffold(usable, smiles), key=lambda group: (len(group), group[0]), reverse=True
-    ):
+    for group in groups:
         if len(train) + len(group) <= train_until:
             train += group
         elif len(train) + len(val) + len(group) <= val_until:
@@ -55,7 +57,10 @@ def scaffold_split(usable, smiles):
 
 
 def random_scaffold_split(usable, smiles, seed):
-    """Return whole scaffolds, shuffled: val and test take what fits into their tenth, train the rest."""
+    """Return (train, val, test) of whole scaffolds, shuffled.
+
+    val and test take what fits into their tenth, train the rest.
+    """
     groups, tenth = by_scaffold(usable, smiles), int(0.1 * len(usable))
     train, val, test = [], [], []
     for i in np.random.RandomState(seed).permutation(len(groups)):
@@ -65,13 +70,17 @@ def random_scaffold_split(usable, smiles, seed):
 
 
 def named_split(usable, words, where):
-    """Return the parts that a column names; words: {row: "train", "val" or "test"}; what has no word stays out."""
+    """Return the (train, val, test) that a column names; what has no word stays out.
+
+    words: {row: "train", "val" or "test"}; where: the column, for messages.
+    """
     parts = {part: [] for part in SUBSETS}
     for i in usable:
         word = words.get(i, "").strip().lower()
         if word and word not in SUBSET_ALIASES:
             raise click.ClickException(
-                f"{where}: row {i} is {words[i]!r}; write train, val or test, or leave the cell blank to leave the row out"
+                f"{where}: row {i} is {words[i]!r}; "
+                "write train, val or test, or leave the cell blank to leave the row out"
             )
         if word:
             parts[SUBSET_ALIASES[word]].append(i)
@@ -79,7 +88,7 @@ def named_split(usable, words, where):
 
 
 def read_splits(path, seed):
-    """Return {row: part} of a splits.csv: its column of this seed if it has one, else the column `split`."""
+    """Return {row: part} of a splits.csv, by the seed's column or else the column `split`."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as stream:
             lines = list(csv.DictReader(stream))
@@ -91,41 +100,41 @@ def read_splits(path, seed):
         ) from None
 
 
-def make_split(data, usable, kind, seed, warn=True):
-    """Return {"train": [...], "val": [...], "test": [...]} of row numbers, and print what a user should know of it.
+def own_split(data, usable, kind, seed):
+    """Return the (train, val, test) of the table's split column, or of a splits.csv."""
+    if kind == "column":
+        words = dict(enumerate(data.column(data.split_column)))
+        return named_split(usable, words, f"{data.path}: column {data.split_column!r}")
+    words = read_splits(kind, seed)
+    if max(words, default=0) >= len(data):
+        raise click.ClickException(
+            f"{kind}: has row {max(words)}, but {data.path} ends at row {len(data) - 1}; "
+            "it was made from another table"
+        )
+    return named_split(usable, words, kind)
 
-    kind: one of SPLITS, or the path of a splits.csv. Raises click.ClickException if a part would be empty.
+
+def make_split(data, usable, kind, seed, warn=True):
+    """Return {"train": [...], "val": [...], "test": [...]} of row numbers.
+
+    kind: one of SPLIT_KINDS, or the path of a splits.csv. warn: print what a user should know.
+    Raises click.ClickException if a part would be empty.
     """
     if kind == "random":
         parts, remedy = random_split(usable, seed), "more are needed"
     elif kind == "scaffold":
-        parts, remedy = (
-            scaffold_split(usable, data.smiles),
-            "its scaffolds are too few or too large, take --split random",
-        )
+        parts = scaffold_split(usable, data.smiles)
+        remedy = "its scaffolds are too few or too large, take --split random"
     elif kind == "random-scaffold":
-        parts, remedy = (
-            random_scaffold_split(usable, data.smiles, seed),
-            "its scaffolds are too large, take --split random",
-        )
+        parts = random_scaffold_split(usable, data.smiles, seed)
+        remedy = "its scaffolds are too large, take --split random"
     else:
-        words = (
-            dict(enumerate(data.column(data.split_column)))
-            if kind == "column"
-            else read_splits(kind, seed)
-        )
-        source = f"{data.path}: column {data.split_column!r}" if kind == "column" else kind
-        if kind != "column" and max(words, default=0) >= len(data):
-            raise click.ClickException(
-                f"{kind}: has row {max(words)}, but {data.path} ends at row {len(data) - 1}; it was made from another table"
-            )
-        parts, remedy = (
-            named_split(usable, words, source),
-            "each needs rows that say train, val and test",
-        )
+        parts = own_split(data, usable, kind, seed)
+        remedy = "each needs rows that say train, val and test"
     if min(map(len, parts)) == 0:
         raise click.ClickException(
-            f"{data.path}: {len(usable)} usable molecules leave a part of the {Path(kind).name} split empty; {remedy}"
+            f"{data.path}: {len(usable)} usable molecules leave a part of "
+            f"the {Path(kind).name} split empty; {remedy}"
         )
     split = dict(zip(SUBSETS, parts))
     if warn:
@@ -134,18 +143,20 @@ def make_split(data, usable, kind, seed, warn=True):
 
 
 def print_split(data, split, kind, seed):
-    """Print sizes, the scaffolds that test shares with training, and a warning for molecules that stand in both."""
+    """Print sizes and the share of known scaffolds; warn of molecules that stand on both sides."""
     train = {scaffold(data.smiles[i]) for i in split["train"]}
     shared = np.mean([scaffold(data.smiles[i]) in train for i in split["test"]])
+    sizes = ", ".join(f"{len(rows)} {part}" for part, rows in split.items())
     click.echo(
-        f"{kind} split, seed {seed}: {', '.join(f'{len(rows)} {part}' for part, rows in split.items())}; "
+        f"{kind} split, seed {seed}: {sizes}; "
         f"{100 * shared:.0f}% of the test molecules share a scaffold with training"
     )
-    spelled = {i: canonical(data.smiles[i]) for rows in split.values() for i in rows}
-    known = {spelled[i] for i in split["train"]}
-    twins = sum(spelled[i] in known for part in ("val", "test") for i in split[part])
+    known = {canonical(data.smiles[i]) for i in split["train"]}
+    held_out = split["val"] + split["test"]
+    twins = sum(canonical(data.smiles[i]) in known for i in held_out)
     if twins:
         click.echo(
-            f"warning: {twins} rows of val and test hold molecules that stand in the training part as well",
+            f"warning: {twins} rows of val and test hold molecules "
+            "that stand in the training part as well",
             err=True,
         )

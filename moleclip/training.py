@@ -1,7 +1,9 @@
-"""TODO"""
+"""Finetuning's training loop, for an encoder with its head on pictures and for a head alone."""
 
 import math
 import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 import click
 import numpy as np
@@ -21,7 +23,10 @@ CHUNK = 512  # pictures that are unpacked at once to predict
 
 
 class Loss:
-    """L1 (regression) or BCE (classification) over known labels; `weight` (targets,) multiplies the positives' part."""
+    """L1 (regression) or BCE (classification) over known labels.
+
+    weight: of the positives, (targets,).
+    """
 
     def __init__(self, task, weight=None):
         self.task, self.weight = task, None if weight is None else torch.as_tensor(weight).float()
@@ -40,29 +45,51 @@ class Loss:
         return (each * known).sum()
 
     def mean(self, outputs, labels):
+        """Return the mean over the known labels."""
         return self(outputs, labels) / (~torch.isnan(labels)).sum().clamp(min=1)
 
 
+class Objective(NamedTuple):
+    """What is to be learned, from which rows."""
+
+    labels: torch.Tensor  # float32 (rows, targets), standardised, NaN where missing
+    split: dict  # {"train": [...], "val": [...], "test": [...]} of row numbers
+    loss: Loss
+
+
+class Plan(NamedTuple):
+    """How long and in which steps to train."""
+
+    epochs: int
+    batch: int
+    seed: int
+    name: str  # of the progress bar
+    patience: int | None = None  # epochs without a better validation loss, after which to stop
+    rates: Callable = lambda done: 1.0  # the learning rates' factor, by the part that is done
+
+
 class PictureSource:
-    """Index pictures, {row: uint8 (224, 224)}: each process looks at its share of a batch, in slices of like ink."""
+    """Index pictures, {row: uint8 (224, 224)}, through encoder and head of a Model.
+
+    Each process takes its share of a batch, in micro batches of like ink.
+    """
 
     def __init__(self, model, pictures, embedder, world):
-        self.model, self.pictures, self.embedder, self.world, self.device = (
-            model,
-            pictures,
-            embedder,
-            world,
-            embedder.device,
-        )
+        self.model, self.pictures, self.embedder = model, pictures, embedder
+        self.world, self.device = world, embedder.device
 
-    def parts(self, rows, random):
-        """Yield (positions among rows, outputs with gradient) of this process's share; random: (len(rows), RANDOM)."""
+    def micro_batches(self, rows, random):
+        """Yield (positions among rows, outputs with gradient) of this process's share.
+
+        random: (len(rows), N_UNIFORMS), what augmentation follows from.
+        """
         mine = np.arange(len(rows))[self.world.rank :: self.world.size]
         if not len(mine):
             return
         index = np.stack([self.pictures[rows[i]] for i in mine])
         for part in self.embedder.micro_batches(index, random[mine]):
-            yield mine[part], self.model.head(self.embedder.embed(index[part], random[mine[part]]))
+            features = self.embedder.embed(index[part], random[mine[part]])
+            yield mine[part], self.model.head(features)
 
     def features(self, rows, bar=None):
         """Return embeddings, fp32 (len(rows), 512), without gradient; every process gets all."""
@@ -70,129 +97,147 @@ class PictureSource:
         mine = np.array_split(padded, self.world.size)[self.world.rank]
         found = []
         for chunk in np.split(mine, range(CHUNK, len(mine), CHUNK)):
+            index = np.stack([self.pictures[i] for i in chunk])
             with torch.no_grad():
-                found.append(
-                    self.embedder.embed_batch(np.stack([self.pictures[i] for i in chunk]), None)
-                )
+                found.append(self.embedder.embed_batch(index, None))
             if bar is not None:
                 bar.update(len(chunk) * self.world.size)
         return self.world.gather(torch.cat(found))[: len(rows)]
 
-    def outputs(self, rows):
+    def predict(self, rows):
+        """Return the head's outputs (len(rows), targets), without gradient."""
         with torch.no_grad():
             return self.model.head(self.features(rows))
 
 
 class FeatureSource:
-    """A table of inputs, fp32 (rows, width): fingerprints, or the frozen encoder's embeddings."""
+    """Features, fp32 (rows, width), through a head: fingerprints, or a frozen encoder's embeddings.
 
-    def __init__(self, model, table):
-        self.model, self.table, self.device, self.world = model, table, table.device, ALONE
-
-    def parts(self, rows, random):
-        yield np.arange(len(rows)), self.model(self.table[rows])
-
-    def outputs(self, rows):
-        with torch.no_grad():
-            return self.model(self.table[rows])
-
-
-def train(
-    source,
-    labels,
-    split,
-    loss,
-    optimizers,
-    epochs,
-    batch,
-    seed,
-    name,
-    patience=None,
-    scaler=None,
-    progress=None,
-    start=None,
-    rates=lambda done: 1.0,
-):
-    """Train on split["train"], leave the weights of the epoch with the lowest validation loss, and return the history.
-
-    source: Pictures or Numbers; labels: float64 (rows, targets), scaled; progress: file to go on from, written every so often;
-    start: the history's line of the weights as they are, if they may be kept (val_loss is measured here, as in all epochs); rates: the
-    learning rates' factor as a function of the part of training that is done. History: one dict an epoch.
+    Every process computes all of it.
     """
-    order, scaler = np.array(split["train"]), scaler or torch.amp.GradScaler("cpu", enabled=False)
-    known = torch.from_numpy(labels).float().to(source.device)
-    held_out = lambda: loss.mean(source.outputs(split["val"]), known[split["val"]]).item()  # noqa: E731
-    history, best = load_progress(progress, source.model, optimizers, scaler)
-    if start and not history:
-        history, best = [start | {"val_loss": held_out()}], copied(source.model)
-    steps, done, saved = (
-        -(-len(order) // batch),
-        history[-1]["epoch"] if history else 0,
-        time.time(),
-    )
-    bar = tqdm(
-        total=epochs * steps,
-        initial=done * steps,
-        desc=name,
-        unit=" steps",
-        disable=True if source.world.rank else None,
-        leave=False,
-    )
-    for epoch in range(done + 1, epochs + 1):
-        losses, began, random = [], time.time(), np.random.default_rng([seed, epoch])
-        for rows in np.split(random.permutation(order), range(batch, len(order), batch)):
-            numbers = random.random((len(rows), N_UNIFORMS))
-            scale_lr(
-                optimizers, rates(((epoch - 1) * steps + len(losses) + 0.5) / (epochs * steps))
-            )
-            losses.append(
-                take_step(source, rows, numbers, known[rows], loss, optimizers, scaler) * len(rows)
-            )
-            bar.update()
-        history.append(
-            {
-                "epoch": epoch,
-                "train_loss": sum(losses) / len(order),
-                "val_loss": held_out(),
-                "seconds": round(time.time() - began, 3),
-            }
-        )
-        kept = best_epoch(history)
-        if kept["epoch"] == epoch:
-            best = copied(source.model)
-        bar.set_postfix_str(
-            f"val {history[-1]['val_loss']:.3f}, best {kept['val_loss']:.3f} at epoch {kept['epoch']}"
-        )
-        if patience and epoch - kept["epoch"] >= patience:
+
+    def __init__(self, model, features):
+        self.model, self.features, self.device, self.world = model, features, features.device, ALONE
+
+    def micro_batches(self, rows, random):
+        """Yield (positions among rows, outputs with gradient), all in one."""
+        yield np.arange(len(rows)), self.model(self.features[rows])
+
+    def predict(self, rows):
+        """Return the outputs (len(rows), targets), without gradient."""
+        with torch.no_grad():
+            return self.model(self.features[rows])
+
+
+def train(source, objective, optimizers, plan, scaler=None, progress=None, start=None):
+    """Train, leave the weights of the epoch that is best on validation, and return the history.
+
+    source: a PictureSource or FeatureSource. progress: file to go on from, written every so
+    often. start: the history's line of the weights as they are, if they may be kept (its
+    val_loss is measured here, as in all epochs). History: one dict an epoch. Raises
+    click.ClickException where the loss is no finite number.
+    """
+    objective = objective._replace(labels=objective.labels.to(source.device))
+    state = Progress(source.model, optimizers, scaler or torch.amp.GradScaler("cpu", enabled=False))
+    state.resume(progress)
+    if start and not state.history:
+        state.add(start | {"val_loss": validate(source, objective)})
+    done, saved = state.history[-1]["epoch"] if state.history else 0, time.time()
+    steps = -(-len(objective.split["train"]) // plan.batch)
+    bar = rank0_bar(plan.name, "steps", plan.epochs * steps, source.world, done * steps)
+    for epoch in range(done + 1, plan.epochs + 1):
+        began = time.time()
+        loss = train_epoch(source, objective, state, plan, epoch, bar)
+        line = {"epoch": epoch, "train_loss": loss, "val_loss": validate(source, objective)}
+        kept = state.add(line | {"seconds": round(time.time() - began, 3)})
+        best = f"best {kept['val_loss']:.3f} at epoch {kept['epoch']}"
+        bar.set_postfix_str(f"val {line['val_loss']:.3f}, {best}")
+        if plan.patience and epoch - kept["epoch"] >= plan.patience:
             break
         if progress and not source.world.rank and time.time() - saved > SAVE_EVERY:
-            save_checkpoint(
-                progress,
-                history=history,
-                best=best,
-                model=source.model.state_dict(),
-                scaler=scaler.state_dict(),
-                optimizers=[optimizer.state_dict() for optimizer in optimizers],
-            )
+            state.save(progress)
             saved = time.time()
     bar.close()
-    if not math.isfinite(best_epoch(history)["val_loss"]):
+    if not math.isfinite(best_epoch(state.history)["val_loss"]):
         raise click.ClickException(
             "the validation loss was never a finite number; lower --lr-encoder and --lr-head"
         )
-    source.model.load_state_dict(best)
-    return history
+    source.model.load_state_dict(state.best)
+    return state.history
 
 
-def take_step(source, rows, random, labels, loss, optimizers, scaler):
-    """Take one step on a batch and return its mean loss; the processes share the batch and step alike."""
-    count, value, world = (
-        (~torch.isnan(labels)).sum().clamp(min=1),
-        torch.zeros(1, device=source.device),
-        source.world,
-    )
-    for part, outputs in source.parts(rows, random):
-        each = loss(outputs, labels[part]) / count
+class Progress:
+    """What training changes: model, optimizers, scaler, history, and the best weights so far."""
+
+    def __init__(self, model, optimizers, scaler):
+        self.model, self.optimizers, self.scaler = model, optimizers, scaler
+        self.history, self.best = [], None
+
+    def add(self, line):
+        """Add an epoch's line to the history; return the line of the epoch that is best so far."""
+        self.history.append(line)
+        kept = best_epoch(self.history)
+        if kept is line:
+            self.best = copied(self.model)
+        return kept
+
+    def save(self, path):
+        """Write what an interrupted run goes on from."""
+        save_checkpoint(
+            path,
+            history=self.history,
+            best=self.best,
+            model=self.model.state_dict(),
+            scaler=self.scaler.state_dict(),
+            optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
+        )
+
+    def resume(self, path):
+        """Go on from a file of `save`, if it is there."""
+        if not path or not path.exists():
+            return
+        found = load_checkpoint(path)
+        self.model.load_state_dict(found["model"])
+        self.scaler.load_state_dict(found["scaler"])
+        for optimizer, state in zip(self.optimizers, found["optimizers"]):
+            optimizer.load_state_dict(state)
+        self.history, self.best = found["history"], found["best"]
+        click.echo(f"going on after epoch {self.history[-1]['epoch']} of {path}")
+
+
+def rank0_bar(name, unit, total, world, behind=0):
+    """Return a progress bar that one process shows, where there is a terminal."""
+    hidden = True if world.rank else None
+    unit = f" {unit}"
+    return tqdm(total=total, initial=behind, desc=name, unit=unit, disable=hidden, leave=False)
+
+
+def validate(source, objective):
+    """Return the mean loss over the validation part."""
+    rows = objective.split["val"]
+    return objective.loss.mean(source.predict(rows), objective.labels[rows]).item()
+
+
+def train_epoch(source, objective, state, plan, epoch, bar):
+    """Take the steps of one epoch over the training part and return their mean loss."""
+    order, losses = np.array(objective.split["train"]), []
+    random = np.random.default_rng([plan.seed, epoch])
+    batches = np.split(random.permutation(order), range(plan.batch, len(order), plan.batch))
+    for step, rows in enumerate(batches):
+        numbers = random.random((len(rows), N_UNIFORMS))
+        done = (epoch - 1) * len(batches) + step + 0.5
+        scale_lr(state.optimizers, plan.rates(done / (plan.epochs * len(batches))))
+        losses.append(take_step(source, rows, numbers, objective, state) * len(rows))
+        bar.update()
+    return sum(losses) / len(order)
+
+
+def take_step(source, rows, random, objective, state):
+    """Take one step on a batch and return its mean loss; the processes share it and step alike."""
+    labels, world, scaler = objective.labels[rows], source.world, state.scaler
+    count, value = (~torch.isnan(labels)).sum().clamp(min=1), torch.zeros(1, device=source.device)
+    for part, outputs in source.micro_batches(rows, random):
+        each = objective.loss(outputs, labels[part]) / count
         scaler.scale(each * world.size).backward()  # the gradients are averaged over the processes
         value += each.detach()
     value = world.mean(value).item() * world.size
@@ -205,42 +250,35 @@ def take_step(source, rows, random, labels, loss, optimizers, scaler):
         if parameter.grad is None:  # a process without a share
             parameter.grad = torch.zeros_like(parameter)
     world.average_gradients(parameters)
-    for optimizer in optimizers:
+    for optimizer in state.optimizers:
         scaler.step(optimizer)
         optimizer.zero_grad()
     scaler.update()
     return value
 
 
-def load_progress(path, model, optimizers, scaler):
-    """Restore training as `fit` left it and return (history, best weights); ([], None) if there is nothing to go on from."""
-    if not path or not path.exists():
-        return [], None
-    found = load_checkpoint(path)
-    model.load_state_dict(found["model"])
-    scaler.load_state_dict(found["scaler"])
-    for optimizer, state in zip(optimizers, found["optimizers"]):
-        optimizer.load_state_dict(state)
-    click.echo(f"going on after epoch {found['history'][-1]['epoch']} of {path}")
-    return found["history"], found["best"]
-
-
 def copied(module):
+    """Return a copy of a module's state dict."""
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
 def warmup_cosine(done):
-    """Return the learning rates' factor: up to 1 over the first tenth of training (a head that has learned is not to be thrown off
-    by Adam's first steps), then down to 0 along a cosine (the last epochs' validation losses would else jump about)."""
-    return min(
-        done / WARM_UP, 0.5 + 0.5 * math.cos(math.pi * max(0, done - WARM_UP) / (1 - WARM_UP))
-    )
+    """Return the learning rates' factor by the part of training that is done.
+
+    Up to 1 over the first tenth (a head that has learned is not to be thrown off by Adam's first
+    steps), then down to 0 along a cosine (the last epochs' validation losses would else jump).
+    """
+    if done < WARM_UP:
+        return done / WARM_UP
+    return 0.5 + 0.5 * math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP))
 
 
 def scale_lr(optimizers, factor):
+    """Set all learning rates to a factor times those they began with."""
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 
 
 def adam(module, rate):
+    """Return the optimizer of a module's parameters."""
     return torch.optim.Adam(module.parameters(), rate, weight_decay=DECAY, fused=True, **ADAM)
