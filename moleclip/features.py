@@ -9,7 +9,7 @@ import numpy as np
 from rdkit import Chem, DataStructs
 from rdkit.Chem import MACCSkeys, rdFingerprintGenerator, rdMolDescriptors
 
-from moleclip.drawing import Style, draw, layout, random_style
+from moleclip.drawing import PLAIN, draw, layout, random_style
 from moleclip.molecules import MAX_ATOMS, parse, replace_terminals
 from moleclip.pictures import to_drawing
 from moleclip.pixels import SIZE, deflate
@@ -121,7 +121,7 @@ def featurize(
         molecule = parse(text, max_atoms)
         nearest = max_similarity(molecule, training) if training else None
         molecule = layout(replace_terminals(molecule) if r_groups else molecule)
-        styles = [random_style(0, row, view) if view else Style() for view in range(views)]
+        styles = [PLAIN] + [random_style(0, row, view) for view in range(1, views)]
         drawn = [draw(molecule, style) for style in styles]
     ink = [inked_patches(index, patch) for index in drawn]
     return Features([deflate(index) for index in drawn], ink, nearest)

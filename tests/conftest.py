@@ -97,6 +97,27 @@ def road(tmp_path_factory):
     return desk
 
 
+@pytest.fixture(scope="session")
+def library(tmp_path_factory):
+    """A file of 600 molecules, three windows of predict.py; rows 3, 256 and 599 are broken."""
+    lines = [f"{smiles} m{row}" for row, smiles in enumerate(small_molecules(600))]
+    lines[3], lines[256], lines[599] = "C1CC broken", "", "?"
+    path = tmp_path_factory.mktemp("library") / "library.smi"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def predicted(road, library):
+    """What an uninterrupted predict.py writes for the library; embeddings lie beside it (.npy)."""
+    import predict
+
+    out = library.with_name("predicted.csv")
+    files = "-o", out, "--embeddings", out.with_suffix(".npy")
+    invoke(predict.main, road / "model.onnx", library, *files, "--workers", 1)
+    return out
+
+
 def invoke(command, *words):
     """Run a click command that has to succeed and return what it printed."""
     outcome = CliRunner().invoke(command, [str(word) for word in words], catch_exceptions=False)

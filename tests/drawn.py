@@ -11,6 +11,7 @@ from moleclip.drawing import PLAIN, draw, layout
 from moleclip.molecules import parse
 
 ASPIRIN = "CC(=O)Oc1ccccc1C(=O)O"
+DRUG = "OC1(CCN(CCCC(=O)c2ccc(F)cc2)CC1)c3ccc(Cl)cc3"
 
 
 def picture_of(smiles, style=PLAIN):
@@ -24,3 +25,15 @@ def rdkit_picture(smiles):
     rdMolDraw2D.PrepareAndDrawMolecule(canvas, Chem.MolFromSmiles(Chem.CanonSmiles(smiles)))
     canvas.FinishDrawing()
     return np.asarray(Image.open(io.BytesIO(canvas.GetDrawingText())))
+
+
+def figure(kind, smiles=DRUG, size=(600, 600)):
+    """A drawing as RDKit exports it for a paper or a slide, a PNG as bytes."""
+    canvas = rdMolDraw2D.MolDraw2DCairo(*size)
+    if kind == "transparent":
+        canvas.drawOptions().setBackgroundColour((1, 1, 1, 0))
+    if kind == "dark":
+        rdMolDraw2D.SetDarkMode(canvas)
+    canvas.DrawMolecule(layout(parse(smiles)))
+    canvas.FinishDrawing()
+    return canvas.GetDrawingText()

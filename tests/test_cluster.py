@@ -1,16 +1,17 @@
-import csv
+"""cluster.py: labels, --assign and --sweep."""
+
 import json
 import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, first_lines, invoke, mistake, small_molecules
+from conftest import ROOT, first_lines, invoke, mistake, rows_of, small_molecules
 from PIL import Image
 from rdkit import Chem
 from rdkit.Chem import Descriptors, MACCSkeys
 
 import cluster
-from moleclip.features import DESCRIPTORS, maccs_keys, unpack
+from moleclip.features import DESCRIPTORS, maccs_keys, unpack_keys
 from moleclip.files import read_arrays, save_arrays
 from moleclip.molecules import input_facts
 from moleclip.plots import plot_sweep
@@ -23,9 +24,8 @@ def labels_of(path, *names):
 
 
 def packed_keys(lines):
-    return np.stack(
-        [np.frombuffer(maccs_keys((0, line.split()[0], "")), np.uint8) for line in lines]
-    )
+    keys = [maccs_keys(0, line.split()[0]) for line in lines]
+    return np.stack([np.frombuffer(packed, np.uint8) for packed in keys])
 
 
 @pytest.fixture
@@ -39,7 +39,10 @@ def molecules(tmp_path):
 
 @pytest.fixture(scope="module")
 def clustered(tmp_path_factory):
-    """A folder with molecules.smi, 96 ChEMBL molecules of which row 7 is broken, and its labels.npz of 4 and 12 clusters."""
+    """A folder with molecules.smi and its labels.npz of 4 and 12 clusters.
+
+    It has 96 ChEMBL molecules, of which row 7 is broken.
+    """
     folder = tmp_path_factory.mktemp("clustered")
     lines = small_molecules(96)
     lines[7] = "C1CC broken"
@@ -53,39 +56,31 @@ def minibatch(monkeypatch):
     monkeypatch.setattr(cluster, "MINIBATCH_FROM", 64)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 # Clusters
 
 
 def test_labels_hold_what_the_design_says(road):
-    arrays = read_arrays(
-        road / "labels.npz", ("k4", "k12", "centroids_k4", "centroids_k12", "meta")
-    )
-    assert arrays["k4"].dtype == arrays["k12"].dtype == np.int32 and arrays["k12"].shape == (96,)
-    assert arrays["centroids_k12"].dtype == np.float32 and arrays["centroids_k12"].shape == (
-        12,
-        167,
-    )
-    assert arrays["k12"][7] == -1 and (np.delete(arrays["k12"], 7) >= 0).all()
-    meta, manifest = (
-        json.loads(str(arrays["meta"])),
-        json.loads((road / "shards" / "manifest.json").read_text()),
-    )
+    names = ("k4", "k12", "centroids_k4", "centroids_k12")
+    (k4, k12, _, centroids), meta = labels_of(road / "labels.npz", *names)
+    assert k4.dtype == k12.dtype == np.int32 and k12.shape == (96,)
+    assert centroids.dtype == np.float32 and centroids.shape == (12, 167)
+    assert k12[7] == -1 and (np.delete(k12, 7) >= 0).all()
+    manifest = json.loads((road / "shards" / "manifest.json").read_text())
     assert (meta["sha256"], meta["rows"], meta["readable"]) == (manifest["sha256"], 96, 95)
-    assert meta["label_sets"]["k4"]["largest"] == np.bincount(np.delete(arrays["k4"], 7)).max()
+    assert meta["label_sets"]["k4"]["largest"] == np.bincount(np.delete(k4, 7)).max()
 
 
 def test_each_molecule_has_the_nearest_centroid(road):
-    arrays, inertia = read_arrays(road / "labels.npz", ("k12",)), 0
+    (labels, centroids), meta = labels_of(road / "labels.npz", "k12", "centroids_k12")
+    inertia = 0
     for row, line in enumerate((road / "molecules.smi").read_text().splitlines()):
         if row != 7:
             bits = np.array(MACCSkeys.GenMACCSKeys(Chem.MolFromSmiles(line.split()[0])), float)
-            distances = np.square(arrays["centroids_k12"] - bits).sum(1)
-            assert distances[arrays["k12"][row]] <= distances.min() + 1e-4
+            distances = np.square(centroids - bits).sum(1)
+            assert distances[labels[row]] <= distances.min() + 1e-4
             inertia += distances.min()
-    assert json.loads(str(arrays["meta"]))["label_sets"]["k12"]["inertia"] == pytest.approx(
-        inertia, rel=1e-5
-    )
+    assert meta["label_sets"]["k12"]["inertia"] == pytest.approx(inertia, rel=1e-5)
 
 
 def test_the_seed_decides_not_the_workers(desk):
@@ -113,11 +108,16 @@ def test_batches_cluster_nearly_as_well_as_all_at_once(monkeypatch):
 
 
 def test_batches_never_unpack_all_molecules(monkeypatch, minibatch):
-    packed, seen, unpack = packed_keys(small_molecules(500)), [], unpack
+    packed, seen = packed_keys(small_molecules(500)), []
+
+    def counted(some):
+        seen.append(len(some))
+        return unpack_keys(some)
+
     monkeypatch.setattr(cluster, "CHUNK", 64)
-    monkeypatch.setattr(cluster, "unpack", lambda some: seen.append(len(some)) or unpack(some))
+    monkeypatch.setattr(cluster, "unpack_keys", counted)
     labels, _ = cluster.assign(packed, cluster.kmeans(packed, 20, 0))
-    assert len(labels) == 500 and max(seen) < 2 * 64
+    assert len(labels) == 500 and 0 < max(seen) < 2 * 64
 
 
 def test_more_clusters_than_a_batch_holds(minibatch):
@@ -131,16 +131,14 @@ def test_distinct_keys_are_those_of_the_rows():
     packed = packed_keys(small_molecules(200))
     packed[:50] = packed[50:100]
     assert (cluster.distinct_keys(packed) == np.unique(packed, axis=0)).all()
-    assert (np.packbits(unpack(packed).astype(np.uint8), axis=1) == packed).all()
+    assert (np.packbits(unpack_keys(packed).astype(np.uint8), axis=1) == packed).all()
 
 
-@pytest.mark.parametrize(
-    "words, distinct", [((), 2649), (("--max-atoms", 10000), 2826)]
-)  # 224 have more than 150 heavy atoms
+# 224 have more than 150 heavy atoms.
+@pytest.mark.parametrize("words, distinct", [((), 2649), (("--max-atoms", 10000), 2826)])
 def test_the_default_is_too_many_for_the_chembl_sample(tmp_path, words, distinct):
-    says = mistake(
-        cluster.main, ROOT / "data" / "chembl_3000.smi", "-o", tmp_path / "labels.npz", *words
-    )
+    source, out = ROOT / "data" / "chembl_3000.smi", tmp_path / "labels.npz"
+    says = mistake(cluster.main, source, "-o", out, *words)
     assert f"--k 3000 is more than its {distinct} distinct MACCS keys; lower --k" in says
 
 
@@ -149,11 +147,10 @@ def test_the_default_is_too_many_for_the_chembl_sample(tmp_path, words, distinct
     [(["CCO"] * 9, "1 distinct MACCS keys; lower --k"), (["C1CC", "?"], "none of its 2 rows")],
 )
 def test_mistakes(tmp_path, lines, says):
-    (tmp_path / "a.smi").write_text("\n".join(lines))
-    assert says in mistake(
-        cluster.main, tmp_path / "a.smi", "--k", 3, "-o", tmp_path / "labels.npz"
-    )
-    assert not (tmp_path / "labels.npz").exists()
+    source, out = tmp_path / "a.smi", tmp_path / "labels.npz"
+    source.write_text("\n".join(lines))
+    assert says in mistake(cluster.main, source, "--k", 3, "-o", out)
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(
@@ -165,102 +162,60 @@ def test_mistakes(tmp_path, lines, says):
     ],
 )
 def test_one_thing_at_a_time(molecules, words):
-    assert "--k, --assign and --sweep exclude each other" in mistake(
-        cluster.main, molecules, *words, code=2
-    )
+    line = mistake(cluster.main, molecules, *words, code=2)
+    assert "--k, --assign and --sweep exclude each other" in line
 
 
 def test_descriptors_are_rdkits_standardised(clustered, tmp_path):
-    invoke(
-        cluster.main,
-        clustered / "molecules.smi",
-        "--assign",
-        clustered / "labels.npz",
-        "--descriptors",
-        "-o",
-        tmp_path / "labels.npz",
-    )
-    (table, maccs), _ = labels_of(tmp_path / "labels.npz", "descriptors", "maccs")
-    assert (
-        table.dtype == np.float16
-        and len(table) == len(maccs) == 96
-        and (table[7] == 0).all()
-        and (maccs[7] == 0).all()
-    )
-    molecules = [
-        Chem.MolFromSmiles(line.split()[0])
-        for line in (clustered / "molecules.smi").read_text().splitlines()
-        if "broken" not in line
-    ]
-    good = np.arange(96) != 7
+    source, out = clustered / "molecules.smi", tmp_path / "labels.npz"
+    invoke(cluster.main, source, "--assign", clustered / "labels.npz", "--descriptors", "-o", out)
+    (table, maccs), _ = labels_of(out, "descriptors", "maccs")
+    assert table.dtype == np.float16 and len(table) == len(maccs) == 96
+    assert (table[7] == 0).all() and (maccs[7] == 0).all()
+    assert np.abs(table).max() <= 5 and np.isfinite(table).all()
+    lines = [line.split()[0] for line in source.read_text().splitlines() if "broken" not in line]
+    molecules, good = [Chem.MolFromSmiles(smiles) for smiles in lines], np.arange(96) != 7
     for name, function in (("CalcTPSA", Descriptors.TPSA), ("CalcNumRings", Descriptors.RingCount)):
         place = DESCRIPTORS.index(name) + 1  # behind Crippen's two numbers
         values = np.array([function(molecule) for molecule in molecules])
-        assert np.allclose(
-            table[good, place], ((values - values.mean()) / values.std()).clip(-5, 5), atol=5e-3
-        )
-    bits = np.unpackbits(maccs[good], axis=1)[:, :167]
-    assert all(
-        list(np.flatnonzero(row)) == list(MACCSkeys.GenMACCSKeys(molecule).GetOnBits())
-        for row, molecule in zip(bits, molecules)
-    )
-    assert (
-        np.abs(table).max() <= 5
-        and np.isfinite(table).all()
-        and "--sweep writes no labels"
-        in mistake(cluster.main, clustered / "molecules.smi", "--sweep", "--descriptors", code=2)
-    )
+        scaled = ((values - values.mean()) / values.std()).clip(-5, 5)
+        assert np.allclose(table[good, place], scaled, atol=5e-3)
+    for row, molecule in zip(np.unpackbits(maccs[good], axis=1)[:, :167], molecules):
+        wanted = MACCSkeys.GenMACCSKeys(molecule).GetOnBits()
+        assert list(np.flatnonzero(row)) == list(wanted)
+    line = mistake(cluster.main, source, "--sweep", "--descriptors", code=2)
+    assert "--sweep writes no labels" in line
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 # --assign
 
 
 def test_assigning_the_same_file_gives_the_same_labels(molecules, tmp_path, minibatch):
-    invoke(
-        cluster.main, molecules, "--k", 12, "--k", 40, "-o", tmp_path / "labels.npz", "--seed", 3
-    )
-    invoke(
-        cluster.main, molecules, "--assign", tmp_path / "labels.npz", "-o", tmp_path / "again.npz"
-    )
+    first, second = tmp_path / "labels.npz", tmp_path / "again.npz"
+    invoke(cluster.main, molecules, "--k", 12, "--k", 40, "-o", first, "--seed", 3)
+    invoke(cluster.main, molecules, "--assign", first, "-o", second)
     names = ("k12", "k40", "centroids_k12", "centroids_k40")
-    (before, meta), (after, again) = (
-        labels_of(tmp_path / "labels.npz", *names),
-        labels_of(tmp_path / "again.npz", *names),
-    )
+    (before, meta), (after, again) = labels_of(first, *names), labels_of(second, *names)
     assert all(a.dtype == b.dtype and (a == b).all() for a, b in zip(before, after))
-    assert (
-        again.pop("assigned_from")
-        == {key: meta[key] for key in ("input", "sha256", "seed", "rdkit")}
-        and again == meta
-    )
+    origin = {key: meta[key] for key in ("input", "sha256", "seed", "rdkit")}
+    assert again.pop("assigned_from") == origin and again == meta
 
 
 def test_other_molecules_get_the_labels_they_would_have_had(clustered, tmp_path):
     (before,), _ = labels_of(clustered / "labels.npz", "k12")
     lines = (clustered / "molecules.smi").read_text().splitlines()
-    order = [50, 7, 3, 20, 3]
-    (tmp_path / "new.csv").write_text(
-        "name,smiles\n" + "".join(f"{row},{lines[row].split()[0]}\n" for row in order)
-    )
-    said = invoke(
-        cluster.main,
-        tmp_path / "new.csv",
-        "--assign",
-        clustered / "labels.npz",
-        "-o",
-        tmp_path / "new.npz",
-    )
-    (after,), meta = labels_of(tmp_path / "new.npz", "k12")
+    order, source, out = [50, 7, 3, 20, 3], tmp_path / "new.csv", tmp_path / "new.npz"
+    records = [f"{row},{lines[row].split()[0]}\n" for row in order]
+    source.write_text("name,smiles\n" + "".join(records))
+    said = invoke(cluster.main, source, "--assign", clustered / "labels.npz", "-o", out)
+    (after,), meta = labels_of(out, "k12")
     assert after.tolist() == before[order].tolist() and after[1] == -1
     empty = 12 - len(set(after.tolist()) - {-1})
-    assert (
-        meta["label_sets"]["k12"]["empty"] == empty
-        and f"k = 12: {empty} clusters empty" in said
-        and "-1 for 1 rejected rows" in said
-    )
-    facts = input_facts(str(tmp_path / "new.csv"))
-    assert list(Labels(tmp_path / "new.npz", tmp_path, facts).outputs) == ["k4", "k12"]
+    assert meta["label_sets"]["k12"]["empty"] == empty
+    assert f"k = 12: {empty} clusters empty" in said and "-1 for 1 rejected rows" in said
+    labels = Labels(out, tmp_path, input_facts(str(source)))
+    assert list(labels.outputs) == ["k4", "k12"]
 
 
 @pytest.mark.parametrize(
@@ -284,43 +239,33 @@ def test_assign_refuses_what_cluster_did_not_write(clustered, tmp_path, change, 
     elif change:
         arrays = read_arrays(clustered / "labels.npz", ()) | change
         save_arrays(bad, **{name: array for name, array in arrays.items() if array is not None})
-    line = mistake(
-        cluster.main, clustered / "molecules.smi", "--assign", bad, "-o", tmp_path / "out.npz"
-    )
-    assert f"{bad}: " in line and says in line and not (tmp_path / "out.npz").exists()
+    out = tmp_path / "out.npz"
+    line = mistake(cluster.main, clustered / "molecules.smi", "--assign", bad, "-o", out)
+    assert f"{bad}: " in line and says in line and not out.exists()
 
 
 def test_assign_does_not_overwrite_its_centroids(clustered, monkeypatch):
     monkeypatch.chdir(clustered)
-    assert "-o labels.npz: is the input itself" in mistake(
-        cluster.main, "molecules.smi", "--assign", "labels.npz"
-    )
+    line = mistake(cluster.main, "molecules.smi", "--assign", "labels.npz")
+    assert "-o labels.npz: is the input itself" in line
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 # --sweep
-
-
-def read_sweep(folder):
-    with open(folder / "sweep.csv", newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 def test_sweep(molecules, tmp_path):
     pytest.importorskip("kneed")
     (tmp_path / "out").mkdir()
     said = invoke(cluster.main, molecules, "--sweep", "-o", tmp_path / "out" / "labels.npz")
-    table = read_sweep(tmp_path / "out")
+    table = rows_of(tmp_path / "out" / "sweep.csv")
     ks, inertias = [int(row["k"]) for row in table], [float(row["inertia"]) for row in table]
     packed = packed_keys(line for row, line in enumerate(small_molecules(300)) if row != 7)
     assert len(ks) == 12 and ks[0] == 3 and ks[-1] == len(cluster.distinct_keys(packed))
     assert all(more > fewer for more, fewer in zip(inertias, inertias[1:])) and inertias[-1] < 1e-3
-    assert inertias[0] == pytest.approx(
-        cluster.assign(packed, cluster.kmeans(packed, 3, 0))[1], rel=1e-5
-    )
-    assert {row["molecules"] for row in table} == {"299"} and {
-        row["empty_clusters"] for row in table
-    } == {"0"}
+    _, wanted = cluster.assign(packed, cluster.kmeans(packed, 3, 0))
+    assert inertias[0] == pytest.approx(wanted, rel=1e-5)
+    assert {(row["molecules"], row["empty_clusters"]) for row in table} == {("299", "0")}
     (knee,) = [row["k"] for row in table if row["knee"] == "yes"]
     assert 3 < int(knee) < ks[-1] and f"knee at --k {knee}" in said
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["sweep.csv", "sweep.png"]
@@ -333,34 +278,23 @@ def test_sweep_of_many_molecules_takes_a_sample(molecules, tmp_path, monkeypatch
     monkeypatch.setattr(cluster, "SWEEP_ROWS", 100)
     tables = []
     for workers, seed in ((1, 0), (2, 0), (1, 5)):
-        said = invoke(
-            cluster.main,
-            molecules,
-            "--sweep",
-            "-o",
-            tmp_path / "labels.npz",
-            "--workers",
-            workers,
-            "--seed",
-            seed,
-        )
-        tables.append(read_sweep(tmp_path))
-        assert (
-            f"a random sample (seed {seed}) of 100 of 299 molecules" in said
-            and tables[-1][0]["molecules"] == "100"
-        )
+        words = "-o", tmp_path / "labels.npz", "--workers", workers, "--seed", seed
+        said = invoke(cluster.main, molecules, "--sweep", *words)
+        tables.append(rows_of(tmp_path / "sweep.csv"))
+        assert f"a random sample (seed {seed}) of 100 of 299 molecules" in said
+        assert tables[-1][0]["molecules"] == "100"
     assert tables[0] == tables[1] != tables[2]
 
 
 def test_the_knee_is_where_the_curve_bends():
+    pytest.importorskip("kneed")
     assert cluster.find_knee([(k, max(100 - 10 * k, 52 - 2 * k)) for k in range(1, 13)]) == 6
     assert cluster.find_knee([(k, 100 - 5 * k) for k in range(1, 13)]) is None
 
 
 def test_a_sweep_without_a_knee_is_drawn(tmp_path):
-    plot_sweep(
-        tmp_path / "a.png", [(3, 5.0), (30, 4.0), (300, 3.0)], None, "molecules of $a_b$.smi"
-    )
+    table = [(3, 5.0), (30, 4.0), (300, 3.0)]
+    plot_sweep(tmp_path / "a.png", table, None, "molecules of $a_b$.smi")
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 
@@ -373,13 +307,11 @@ def test_sweep_without_kneed_says_how_to_get_it(molecules, tmp_path, monkeypatch
 
 def test_sweep_mistakes(tmp_path):
     pytest.importorskip("kneed")
-    (tmp_path / "sweep.csv").write_text("smiles\n" + "\n".join(["CCO", "CCC"] * 9))
-    assert "sweep.csv: is the input itself" in mistake(
-        cluster.main, tmp_path / "sweep.csv", "--sweep", "-o", tmp_path / "labels.npz"
-    )
-    (tmp_path / "a.smi").write_text(
-        "\n".join(line.split()[0] for line in first_lines("chembl_3000.smi", 5))
-    )
-    assert "a.smi: too few distinct MACCS keys for --sweep; at least 12" in mistake(
-        cluster.main, tmp_path / "a.smi", "--sweep", "-o", tmp_path / "labels.npz"
-    )
+    source, out = tmp_path / "sweep.csv", tmp_path / "labels.npz"
+    source.write_text("smiles\n" + "\n".join(["CCO", "CCC"] * 9))
+    line = mistake(cluster.main, source, "--sweep", "-o", out)
+    assert "sweep.csv: is the input itself" in line
+    lines = [line.split()[0] for line in first_lines("chembl_3000.smi", 5)]
+    (tmp_path / "a.smi").write_text("\n".join(lines))
+    line = mistake(cluster.main, tmp_path / "a.smi", "--sweep", "-o", out)
+    assert "a.smi: too few distinct MACCS keys for --sweep; at least 12" in line

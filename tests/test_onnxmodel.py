@@ -1,0 +1,122 @@
+"""The contract of model.onnx: what stands in the file, and what is refused."""
+
+import json
+from types import SimpleNamespace
+
+import click
+import numpy as np
+import onnx
+import pytest
+from conftest import ROOT, invoke, mistake
+
+import predict
+from moleclip import onnxmodel
+from moleclip.onnxmodel import OnnxModel, metadata_props, read_metadata
+
+
+def test_contract_of_the_file(road):
+    model = OnnxModel(str(road / "model.onnx"), "cpu")
+    session, facts = model.session, model.facts
+    (images,), outputs = session.get_inputs(), {o.name: o for o in session.get_outputs()}
+    assert (images.name, images.type) == ("images", "tensor(uint8)")
+    assert images.shape[1:] == [224, 224, 3] and isinstance(images.shape[0], str)
+    assert outputs["embedding"].shape[1] == 512 and outputs["prediction"].shape[1] == 1
+    assert facts["targets"] == ["labels"] and facts["task"] == "regression"
+    assert facts["runs"][0]["metrics"]["test"]["pooled"]["MAE"] > 0
+    onnx.checker.check_model(str(road / "model.onnx"), full_check=True)
+
+
+def test_the_names_in_the_file_stay(road):
+    """Files of 2026 predict: neither the names of the metadata nor what they hold may change."""
+    props = {entry.key: entry.value for entry in onnx.load(road / "model.onnx").metadata_props}
+    assert set(props) == {"moleclip", "moleclip_sketch"}
+    facts = json.loads(props["moleclip"])
+    assert facts["format"] == 1 and facts["sketch"]["bits"] == 2048
+    assert facts["render"] == {"size": 224, "max_atoms": 150, "r_groups": False}
+    packed = OnnxModel(str(road / "model.onnx"), "cpu").training
+    assert packed.shape == (facts["sketch"]["molecules"], 256) and packed.dtype == np.uint8
+
+
+def session_of(props):
+    """A session as `read_metadata` asks it."""
+    images = SimpleNamespace(name="images", type="tensor(uint8)", shape=["n", 224, 224, 3])
+    prediction = SimpleNamespace(name="prediction", shape=["n", 2])
+    return SimpleNamespace(
+        get_modelmeta=lambda: SimpleNamespace(custom_metadata_map=props),
+        get_inputs=lambda: [images],
+        get_outputs=lambda: [prediction],
+    )
+
+
+def test_what_is_written_is_read():
+    facts = {"targets": ["x", "y"], "render": {"max_atoms": 150}}
+    known = np.random.default_rng(0).integers(0, 256, (5, 256), np.uint8)
+    props = metadata_props(facts, known, 7)
+    assert all(isinstance(text, str) for text in props.values())
+    read, training = read_metadata("m.onnx", session_of(props))
+    sketch = {"molecules": 5, "of": 7, "bits": 2048, "radius": 2}
+    assert read == facts | {"format": 1, "sketch": sketch} and (training == known).all()
+    read, training = read_metadata("m.onnx", session_of(metadata_props(facts)))
+    assert read == facts | {"format": 1, "sketch": None} and training is None
+
+
+def negation():
+    """A model that takes and gives numbers."""
+    x, y = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 3])
+        for name in ("x", "y")
+    )
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Neg", ["x"], ["y"])], "g", [x], [y])
+    opsets = [onnx.helper.make_opsetid("", 20)]
+    return onnx.helper.make_model(graph, ir_version=10, opset_imports=opsets)
+
+
+def test_what_is_no_model_of_ours(road, tmp_path):
+    whole = (road / "model.onnx").read_bytes()
+    (tmp_path / "cut.onnx").write_bytes(whole[: len(whole) // 2])
+    onnx.save(negation(), tmp_path / "other.onnx")
+    stranger = onnx.load(str(road / "model.onnx"))
+    future = {"format": 99, "targets": [], "task": "", "render": {}}
+    for name, text in (
+        ("stranger", None),
+        ("odd", '{"format": 1, "targets": "labels"}'),
+        ("future", json.dumps(future)),
+    ):
+        onnx.helper.set_model_props(stranger, {"moleclip": text} if text else {})
+        onnx.save(stranger, tmp_path / f"{name}.onnx")
+    (tmp_path / "a.smi").write_text("CCO\n")
+    images = "an input 'images', uint8 (batch, 224, 224, 3)"
+    for model, says in (
+        ("nowhere.onnx", "no such file"),
+        ("cut.onnx", "truncated"),
+        ("stranger.onnx", "it lacks the metadata 'moleclip'"),
+        ("odd.onnx", "is damaged"),
+        ("other.onnx", f"{images} and an output 'prediction' or 'embedding'"),
+        (ROOT / "README.md", "not an ONNX file"),
+        ("future.onnx", "newer"),
+    ):
+        words = tmp_path / model, tmp_path / "a.smi", "-o", tmp_path / "out.csv"
+        assert says in mistake(predict.main, *words)
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_damaged_fingerprints_are_said(road, tmp_path):
+    model = onnx.load(str(road / "model.onnx"))
+    props = {entry.key: entry.value for entry in model.metadata_props}
+    for text in (props["moleclip_sketch"][:-8], "x"):
+        onnx.helper.set_model_props(model, props | {"moleclip_sketch": text})
+        onnx.save(model, tmp_path / "m.onnx")
+        with pytest.raises(click.ClickException, match="its metadata 'moleclip' is damaged"):
+            OnnxModel(tmp_path / "m.onnx", "cpu")
+
+
+def test_a_provider_that_fails(road, tmp_path, monkeypatch):
+    (tmp_path / "a.smi").write_text("CCO\n")
+    words = road / "model.onnx", tmp_path / "a.smi", "-o", tmp_path / "a.csv", "--workers", "1"
+    assert "--provider cuda: " in mistake(predict.main, *words, "--provider", "cuda")
+    # As if there were a GPU: its session fails, or silently takes the CPU.
+    monkeypatch.setattr(onnxmodel, "no_cuda", lambda: "")
+    monkeypatch.setattr(onnxmodel, "has_gpu", lambda: True)
+    assert "--provider cuda: " in mistake(predict.main, *words, "--provider", "cuda")
+    said = invoke(predict.main, *words)
+    assert "taking the CPU: " in said and "predicted on CPU" in said
