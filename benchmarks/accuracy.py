@@ -1,15 +1,18 @@
-"""How good the models are, on the paper's data sets and splits: one column of a table for each encoder and way of training.
+"""How good the models are on the paper's sets and splits: a column of a table for each encoder.
 
-    python benchmarks/accuracy.py frozen --init dinov2-small.safetensors --name DINOv2-S         # minutes to an hour on 2 cores
-    python benchmarks/accuracy.py finetuned --init bundled --name bundled --sets esol,freesolv   # half an hour on 2 cores
-    python benchmarks/accuracy.py frozen --init bundled --name bundled --study r-groups          # original and R pictures
-    python benchmarks/accuracy.py frozen --init bundled --name bundled --study fractions         # 10 and 30% of ESOL's training part
+    python benchmarks/accuracy.py frozen --init dinov2-small.safetensors --name DINOv2-S
+    python benchmarks/accuracy.py finetuned --init bundled --name bundled --sets esol,freesolv
+    python benchmarks/accuracy.py frozen --init bundled --name bundled --study r-groups
+    python benchmarks/accuracy.py frozen --init bundled --name bundled --study fractions
 
-The transfer from Kraken's buried volumes to the yields: --init benchmarks/runs/kraken-finetuned-bundled/model.pt --name
-"bundled then Kraken" --sets phosphines_yield. Each cell is one command of finetune.py, which stands in the table beside its
-figures: settings are chosen on validation, every number is the test part's, mean and 95% t-interval over seeds. Cells that are in
-the table already are skipped; the fingerprint baselines, the same for every encoder, are taken along with the first column `frozen`
-of the study `sets`. Runs lie in benchmarks/runs/.
+Minutes to an hour each on 2 cores. r-groups: original pictures and R-groups; fractions: 10 and 30%
+of ESOL's training part. The transfer from Kraken's buried volumes to the yields: --init
+benchmarks/runs/kraken-finetuned-bundled/model.pt --name "bundled then Kraken" --sets
+phosphines_yield. Each cell is one command of finetune.py, which stands in the table beside its
+figures: settings are chosen on validation, every number is the test part's, mean and 95% t-interval
+over seeds. Cells that are in the table already are skipped; the fingerprint baselines, the same for
+every encoder, are taken along with the first column `frozen` of the study `sets`. Runs lie in
+benchmarks/runs/.
 """
 
 import csv
@@ -22,10 +25,11 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import numpy as np
-from record import ROOT, surroundings  # which puts the project's own scripts before these
+from record import RESULTS, ROOT, RUNS, read_csv, surroundings
 
 from moleclip.files import save_json, save_table
 from moleclip.splits import make_split
@@ -45,149 +49,140 @@ WAYS = {
     "frozen": "--freeze --epochs 200 --patience 40 --lr-head 1e-3,4e-4,1e-4",
     "finetuned": "--batch 32 --lr-head 1e-4",
 }
-EPOCHS = {
-    "esol": 8,
-    "freesolv": 8,
-    "nhcs": 25,
-    "phosphines_yield": 25,
-    "kraken": 6,
-}  # of `finetuned`: what hours of 2 cores allow
-PART_EPOCHS = {"10%": 20, "30%": 10}  # of `finetuned` on a part of ESOL's training part
-STUDIES = {
+# Of `finetuned`, what hours of 2 cores allow; on a part of ESOL's training part more.
+EPOCHS = {"esol": 8, "freesolv": 8, "nhcs": 25, "phosphines_yield": 25, "kraken": 6}
+PART_EPOCHS = {"10%": 20, "30%": 10}
+STUDIES = {  # name of the results, sets, variants of each
     "sets": ("accuracy", list(SETS), [""]),
     "r-groups": ("r_groups", ["esol", "freesolv"], ["original", "R-groups"]),
     "fractions": ("fractions", ["esol"], ["10%", "30%"]),
-}  # results file, sets, variants of each
-RESULTS, RUNS = ROOT / "benchmarks" / "results", ROOT / "benchmarks" / "runs"
-ALONE = "import finetune; baselines = lambda *_, **__: {}; finetune.main()"  # without fingerprints, which take longer than a head
-FIELDS = (
-    "set",
-    "split",
-    "model",
-    "variant",
-    "metric",
-    "mean",
-    "sd",
-    "ci95",
-    "seeds",
-    "versions",
-    "machine",
-    "commit",
-    "command",
-)
+}
+# Fingerprints take longer than a head.
+WITHOUT_BASELINES = """
+import sys, finetune
+finetune.run(finetune.main.make_context("finetune.py", sys.argv[1:]), with_baselines=False)
+"""
+FACTS = ("set", "split", "model", "variant")
+FIGURES = ("metric", "mean", "sd", "ci95", "seeds")
+MAKING = ("versions", "machine", "commit", "command")
+FIELDS = FACTS + FIGURES + MAKING
+BESIDE = ("MAE", "Spearman", "PR-AUC")  # metrics that are kept beside the set's own
 
 
-def read_results(study):
-    path = RESULTS / f"{STUDIES[study][0]}.csv"
-    return list(csv.DictReader(open(path, newline=""))) if path.exists() else []
+class Cell(NamedTuple):
+    """What one cell of a table is made of. baselines: whether fingerprints are taken along."""
+
+    study: str
+    set: str
+    variant: str
+    way: str
+    init: str
+    name: str
+    seeds: str
+    lr_encoder: str
+    baselines: bool
+
+    @property
+    def model(self):
+        """What the table calls the column."""
+        return f"{self.name}, {self.way}"
+
+    @property
+    def folder(self):
+        """Where the cell's run lies."""
+        words = f"{self.set} {self.way} {self.name} {self.variant}".strip()
+        return RUNS / words.replace(" ", "-").replace("%", "")
 
 
-def split_of(name, study, variant, seeds):
-    """Return --split's value: as the paper has it (random for R-groups), or a file with a part of the training molecules."""
-    if study != "fractions":
-        return "random" if study == "r-groups" else SETS[name][0]
+def metric_of(study, name):
+    """Return the metric that counts for a set."""
+    return "MAE" if study == "r-groups" else SETS[name][1]
+
+
+def results_path(study):
+    """Return the table of a study."""
+    return RESULTS / f"{STUDIES[study][0]}.csv"
+
+
+def split_of(cell):
+    """Return --split's value: as the paper has it (random for R-groups), or a part's file."""
+    if cell.study == "fractions":
+        return write_fraction(cell.set, cell.variant.rstrip("%"), cell.seeds.split(","))
+    return "random" if cell.study == "r-groups" else SETS[cell.set][0]
+
+
+def write_fraction(name, percent, seeds):
+    """Write a splits file whose training part is a fraction of the paper's, and return its path.
+
+    The parts are nested: the 10% are among the 30%.
+    """
     data = Data(str(ROOT / "data" / f"{name}.csv"))
     usable = [i for i, problem in enumerate(data.problems) if not problem]
-    path, columns = RUNS / f"{name}-{variant.rstrip('%')}.csv", {}
-    for seed in seeds.split(","):
-        parts = make_split(data, usable, SETS[name][0], int(seed), warn=False)
-        order = np.random.default_rng(int(seed)).permutation(
-            parts["train"]
-        )  # nested: the 10% are among the 30%
-        parts["train"] = order[: round(len(order) * float(variant.rstrip("%")) / 100)]
-        columns[seed] = {int(i): part for part, rows in parts.items() for i in rows}
+    columns = []
+    for seed in map(int, seeds):
+        parts = make_split(data, usable, SETS[name][0], seed, warn=False)
+        order = np.random.default_rng(seed).permutation(parts["train"])
+        parts["train"] = order[: round(len(order) * float(percent) / 100)]
+        columns.append({int(i): part for part, rows in parts.items() for i in rows})
+    path = RUNS / f"{name}-{percent}.csv"
     path.parent.mkdir(exist_ok=True)
     with open(path, "w", newline="") as stream:
-        csv.writer(stream).writerows(
-            [
-                ["row", *(f"seed_{seed}" for seed in columns)],
-                *([i, *(c.get(i, "") for c in columns.values())] for i in range(len(data))),
-            ]
-        )
+        table = csv.writer(stream)
+        table.writerow(["row", *(f"seed_{seed}" for seed in seeds)])
+        table.writerows([i, *(c.get(i, "") for c in columns)] for i in range(len(data)))
     return str(path.relative_to(ROOT))
 
 
-def run_cell(name, way, model, init, seeds, study, variant, lr_encoder, baselines):
-    """Finetune on one set, unless the very run is there already, and return its rows of the table."""
-    split, metric = (
-        split_of(name, study, variant, seeds),
-        "MAE" if study == "r-groups" else SETS[name][1],
-    )
-    words = [
-        "--data",
-        f"data/{name}.csv",
-        "--split",
-        split,
-        "--seeds",
-        seeds,
-        *WAYS[way].split(),
-        *(["--r-groups"] if variant == "R-groups" else []),
-    ]
-    words += (
-        ["--epochs", str(PART_EPOCHS.get(variant, EPOCHS.get(name))), "--lr-encoder", lr_encoder]
-        if way == "finetuned"
-        else []
-    )
-    out = RUNS / f"{name} {way} {model} {variant}".strip().replace(" ", "-").replace("%", "")
-    made = finetuned(out, words, init, baselines)
+def command_words(cell, split):
+    """Return the words of finetune.py's command that say what is learned, without --init and -o."""
+    words = ["--data", f"data/{cell.set}.csv", "--split", split, "--seeds", cell.seeds]
+    words += WAYS[cell.way].split()
+    if cell.variant == "R-groups":
+        words.append("--r-groups")
+    if cell.way == "finetuned":
+        epochs = PART_EPOCHS.get(cell.variant, EPOCHS.get(cell.set))
+        words += ["--epochs", str(epochs), "--lr-encoder", cell.lr_encoder]
+    return words
+
+
+def run_cell(cell):
+    """Finetune on one set, unless the very run is there already, and return its table rows."""
+    split = split_of(cell)
+    made = finetuned(cell, command_words(cell, split))
+    metrics = (metric_of(cell.study, cell.set), *BESIDE)
     rows = []
-    for line in csv.DictReader(open(out / "scores.csv", newline="")):
-        title = f"{model}, {way}" if line["method"] == "this model" else line["method"]
-        if (
-            line["target"] == ""
-            and line["metric"] in (metric, "MAE", "Spearman", "PR-AUC")
-            and (baselines or title != line["method"])
-        ):
-            rows.append(
-                {"set": name, "split": Path(split).stem, "model": title, "variant": variant}
-                | {key: line[key] for key in FIELDS if key in line}
-                | {key: made[key] for key in FIELDS if key in made}
-            )
+    for line in read_csv(cell.folder / "scores.csv"):
+        ours = line["method"] == "this model"
+        if line["target"] or line["metric"] not in metrics or not (ours or cell.baselines):
+            continue
+        model = cell.model if ours else line["method"]
+        row = dict(zip(FACTS, (cell.set, Path(split).stem, model, cell.variant)))
+        row |= {key: line[key] for key in FIGURES}
+        rows.append(row | {key: made[key] for key in MAKING})
     return rows
 
 
-def finetuned(out, words, init, baselines):
-    """Run finetune.py into a folder, unless the very run is there already, and return what made it, as in the folder's made_by.json."""
-    command = shlex.join(
-        [
-            "python",
-            "finetune.py",
-            *words,
-            "--init",
-            os.path.relpath(init, ROOT) if Path(init).is_relative_to(ROOT) else Path(init).name,
-        ]
-    )
+def finetuned(cell, words):
+    """Run finetune.py, unless the very run is there, and return the facts of its made_by.json."""
+    out, init = cell.folder, Path(cell.init)
+    shown = os.path.relpath(init, ROOT) if init.is_relative_to(ROOT) else init.name
     wanted = {
-        "command": command,
-        "init": hashlib.sha256(Path(init).read_bytes()).hexdigest()
-        if Path(init).exists()
-        else init,
-        "baselines": baselines,
+        "command": shlex.join(["python", "finetune.py", *words, "--init", shown]),
+        "init": hashlib.sha256(init.read_bytes()).hexdigest() if init.exists() else cell.init,
+        "baselines": cell.baselines,
     }
     if (out / "metrics.json").exists():
-        made = (
-            json.loads((out / "made_by.json").read_text())
-            if (out / "made_by.json").exists()
-            else {}
-        )
+        path = out / "made_by.json"
+        made = json.loads(path.read_text()) if path.exists() else {}
         if wanted != {key: made.get(key) for key in wanted}:
             raise click.ClickException(
-                f"{out}: a run by another command, or from another encoder; delete it to run the cell again"
+                f"{out}: a run by another command, or from another encoder; "
+                "delete it to run the cell again"
             )
         return made
-    subprocess.run(
-        [
-            sys.executable,
-            *(["finetune.py"] if baselines else ["-c", ALONE]),
-            *words,
-            "--init",
-            init,
-            "-o",
-            str(out),
-        ],
-        cwd=ROOT,
-        check=True,
-    )
+    start = ["finetune.py"] if cell.baselines else ["-c", WITHOUT_BASELINES]
+    command = [sys.executable, *start, *words, "--init", cell.init, "-o", str(out)]
+    subprocess.run(command, cwd=ROOT, check=True)
     made = wanted | surroundings(("torch", "rdkit", "scikit-learn"))
     save_json(out / "made_by.json", made)
     return made
@@ -196,6 +191,7 @@ def finetuned(out, words, init, baselines):
 @contextmanager
 def alone():
     """Let one process at a time change the tables: columns may be run side by side."""
+    RUNS.mkdir(exist_ok=True)
     with open(RUNS / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -203,20 +199,36 @@ def alone():
 
 def save(study, rows):
     """Write the table, the sets in their order; of rows for one cell the last counts."""
-    cells = {(row["set"], row["model"], row["variant"], row["metric"]): row for row in rows}
-    order = sorted(
-        cells.values(),
-        key=lambda row: (
-            list(SETS).index(row["set"]),
-            row["metric"] != SETS[row["set"]][1],
-            row["metric"],
-        ),
-    )
-    save_table(
-        RESULTS / f"{STUDIES[study][0]}.csv",
-        FIELDS,
-        [[row[key] for key in FIELDS] for row in order],
-    )
+    cells = {tuple(row[key] for key in ("set", "model", "variant", "metric")): row for row in rows}
+
+    def place(row):
+        beside = row["metric"] != SETS[row["set"]][1]
+        return list(SETS).index(row["set"]), beside, row["metric"]
+
+    order = sorted(cells.values(), key=place)
+    save_table(results_path(study), FIELDS, [[row[key] for key in FIELDS] for row in order])
+
+
+def show(study):
+    """Print the study's figures so far."""
+    for row in read_csv(results_path(study)):
+        if row["metric"] == metric_of(study, row["set"]):
+            title = f"{row['set']:18s}{row['split']:10s}{row['model']:28s}{row['variant']:10s}"
+            figure = f"{float(row['mean']):.4g} ± {float(row['ci95'] or 0):.2g}"
+            print(f"{title}{row['metric']:>8s} {figure}")
+
+
+def chosen_sets(way, study, sets):
+    """Return the names of the sets to run. Raises click.BadParameter."""
+    if not sets:
+        return [name for name in STUDIES[study][1] if way == "frozen" or name in EPOCHS]
+    names = sets.split(",")
+    if way == "finetuned" and not set(names) <= set(EPOCHS):
+        known = ", ".join(EPOCHS)
+        raise click.BadParameter(
+            f"finetuned there are {known}; add the epochs of others to EPOCHS", param_hint="--sets"
+        )
+    return names
 
 
 @click.command()
@@ -238,44 +250,23 @@ def save(study, rows):
     help="Learning rate of the encoder that is finetuned.  [default: 1e-5]",
 )
 def main(way, init, name, study, sets, seeds, lr_encoder):
-    sets = (
-        sets.split(",")
-        if sets
-        else [one for one in STUDIES[study][1] if way == "frozen" or one in EPOCHS]
-    )
-    if way == "finetuned" and not set(sets) <= set(EPOCHS):
-        raise click.BadParameter(
-            f"finetuned there are {', '.join(EPOCHS)}; add the epochs of others to EPOCHS",
-            param_hint="--sets",
-        )
+    """Add a column to a table of accuracy: the encoder --init, frozen or finetuned."""
     if way == "frozen" and lr_encoder:
         raise click.BadParameter("a frozen encoder doesn't learn", param_hint="--lr-encoder")
     init = str(Path(init).resolve()) if Path(init).exists() else init
-    for one in sets:
+    for one in chosen_sets(way, study, sets):
         for variant in STUDIES[study][2]:
-            if any(
-                (row["set"], row["model"], row["variant"]) == (one, f"{name}, {way}", variant)
-                for row in read_results(study)
-            ):
+            there = [row for row in read_csv(results_path(study)) if row["set"] == one]
+            if any((row["model"], row["variant"]) == (f"{name}, {way}", variant) for row in there):
                 print(f"{one} {variant}: done")
                 continue
-            baselines = (
-                study == "sets"
-                and way == "frozen"
-                and not any(
-                    (row["set"], row["model"]) == (one, "ECFP + MLP") for row in read_results(study)
-                )
-            )
-            rows = run_cell(
-                one, way, name, init, seeds, study, variant, lr_encoder or "1e-5", baselines
-            )
+            compared = any(row["model"] == "ECFP + MLP" for row in there)
+            baselines = study == "sets" and way == "frozen" and not compared
+            facts = (study, one, variant, way, init, name, seeds, lr_encoder or "1e-5", baselines)
+            rows = run_cell(Cell(*facts))
             with alone():
-                save(study, read_results(study) + rows)
-    for row in read_results(study):
-        if row["metric"] == ("MAE" if study == "r-groups" else SETS[row["set"]][1]):
-            print(
-                f"{row['set']:18s}{row['split']:10s}{row['model']:28s}{row['variant']:10s}{row['metric']:>8s} {float(row['mean']):.4g} ± {float(row['ci95'] or 0):.2g}"
-            )
+                save(study, read_csv(results_path(study)) + rows)
+    show(study)
 
 
 if __name__ == "__main__":

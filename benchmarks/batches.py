@@ -1,76 +1,58 @@
-"""How much a prediction depends on --batch, in fp32 and int8: the largest difference in units of the label's scale.
+"""How much a prediction depends on --batch, in fp32 and int8, in units of the label's scale.
 
-    python benchmarks/batches.py demo/runs/esol     # under a minute on 2 cores after make demo; writes benchmarks/results/batches.csv
+    python benchmarks/batches.py demo/runs/esol     # a minute on 2 cores, after make demo
 
-Drawings of the first 1,500 rows of data/dhbd.csv: molecules unlike those of training, of all sizes, in batches of 1, 8 and 64.
+Drawings of the first 1,500 rows of data/dhbd.csv: molecules unlike those of training, of all sizes,
+in batches of 1, 8 and 64. Writes benchmarks/results/batches.csv.
 """
 
-import csv
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
-import torch
-from record import ROOT, record  # which puts the project's own scripts before this one
+from record import ROOT, read_csv, record
 
 import export
 import predict
 from moleclip.molecules import read_molecules
+from moleclip.weights import load_checkpoint
 
-ROWS, BATCHES = 1500, (1, 8, 64)
+ROWS, BATCHES, WHOLE = 1500, (1, 8), 64
 
 
-def read_values(path, targets):
-    """Return the predictions of a predictions.csv, float64 (readable rows, targets)."""
-    lines = [line for line in csv.DictReader(open(path, newline="")) if not line["error"]]
+def predicted(model, source, batch, targets):
+    """Return the predictions in batches of that size, float64 (readable rows, targets)."""
+    out = model.with_suffix(f".{batch}.csv")
+    words = [str(model), str(source), "-o", str(out), "--batch", str(batch), "--provider", "cpu"]
+    predict.main.main(words, standalone_mode=False)
+    lines = [line for line in read_csv(out) if not line["error"]]
     return np.array([[float(line[name]) for name in targets] for line in lines])
 
 
+def differences(folder, run, source, precision, targets, scale):
+    """Return one row of the results: how far small batches are from one of 64."""
+    model = folder / f"{precision}.onnx"
+    words = [run, "-o", str(model), "--precision", precision]
+    export.main.main(words, standalone_mode=False)
+    whole = predicted(model, source, WHOLE, targets)
+    moved = {b: np.abs(predicted(model, source, b, targets) - whole) / scale for b in BATCHES}
+    row = {"precision": precision, "molecules": ROWS}
+    for title, summary in (("largest", np.max), ("mean", np.mean)):
+        for batch, values in moved.items():
+            row[f"{title}, {batch} against {WHOLE}"] = float(summary(values))
+    return row
+
+
 def main(run):
-    checkpoint, rows = torch.load(Path(run) / "model.pt", map_location="cpu", weights_only=True), []
-    targets, spread = checkpoint["targets"], checkpoint["spread"].numpy()
+    checkpoint = load_checkpoint(Path(run) / "model.pt")
+    molecules = list(read_molecules(str(ROOT / "data" / "dhbd.csv")))[:ROWS]
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        smiles = [molecule.smiles for molecule in read_molecules(str(ROOT / "data" / "dhbd.csv"))][
-            :ROWS
-        ]
-        (folder / "some.smi").write_text("\n".join(smiles) + "\n")
-        for precision in ("fp32", "int8"):
-            model, found = folder / f"{precision}.onnx", {}
-            export.main.main(
-                [run, "-o", str(model), "--precision", precision], standalone_mode=False
-            )
-            for batch in BATCHES:
-                out = folder / f"{precision}-{batch}.csv"
-                predict.main.main(
-                    [
-                        str(model),
-                        str(folder / "some.smi"),
-                        "-o",
-                        str(out),
-                        "--batch",
-                        str(batch),
-                        "--provider",
-                        "cpu",
-                    ],
-                    standalone_mode=False,
-                )
-                found[batch] = read_values(out, targets)
-            moved = {
-                batch: np.abs(found[batch] - found[BATCHES[-1]]) / spread for batch in BATCHES[:-1]
-            }
-            rows.append(
-                {"precision": precision, "molecules": len(smiles)}
-                | {
-                    f"largest, {batch} against {BATCHES[-1]}": float(values.max())
-                    for batch, values in moved.items()
-                }
-                | {
-                    f"mean, {batch} against {BATCHES[-1]}": float(values.mean())
-                    for batch, values in moved.items()
-                }
-            )
+        source = folder / "some.smi"
+        source.write_text("\n".join(molecule.smiles for molecule in molecules) + "\n")
+        facts = checkpoint["targets"], checkpoint["spread"].numpy()
+        rows = [differences(folder, run, source, each, *facts) for each in ("fp32", "int8")]
     record("batches", rows, ("onnxruntime-gpu", "rdkit", "numpy"))
 
 

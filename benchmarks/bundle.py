@@ -1,11 +1,12 @@
-"""How weights/moleclip-small.pt is made: its molecules, and the file that is released. Between them lies pretraining, see weights/README.md.
+"""How weights/moleclip-small.pt is made: its molecules, and the file that is released.
 
-    python benchmarks/bundle.py molecules druglike.smi.gz -o data/druglike_100000.smi.gz    # minutes
-    python benchmarks/bundle.py release encoder.pt                                         # seconds; writes weights/
+    python benchmarks/bundle.py molecules druglike.smi.gz -o data/druglike_100000.smi.gz
+    python benchmarks/bundle.py release encoder.pt      # seconds; writes weights/
 
-molecules: a random sample of a large file, after every molecule of the eight evaluation sets is taken out (not only those of their
-test parts, so that no seed of a split matters), by RDKit's canonical SMILES.
-release: the encoder in fp16 without heads and optimiser, with its SHA-256, log and curves beside it.
+Between the two lies pretraining, see weights/README.md. molecules (minutes): a random sample of a
+large file, after every molecule of the eight evaluation sets is taken out (not only those of their
+test parts, so that no seed of a split matters), by RDKit's canonical SMILES. release: the encoder
+in fp16 without heads and optimiser, with its SHA-256, log and curves beside it.
 """
 
 import gzip
@@ -18,7 +19,7 @@ import click
 import numpy as np
 import torch
 from rdkit import Chem, RDLogger
-from record import ROOT  # which puts the project's own scripts before these
+from record import ROOT
 
 from moleclip.files import save_whole
 from moleclip.molecules import read_molecules
@@ -34,6 +35,11 @@ def canonical(smiles):
     return Chem.MolToSmiles(molecule) if molecule else ""
 
 
+def canonical_molecules(path):
+    """Return RDKit's canonical SMILES of every row of a file, "" where one can't be read."""
+    return [canonical(molecule.smiles) for molecule in read_molecules(str(path))]
+
+
 @click.group()
 def main():
     """Make what the bundled encoder is made of, and release it."""
@@ -47,21 +53,20 @@ def main():
 def molecules(source, out, count, seed):
     """Sample SOURCE without the molecules of the evaluation sets."""
     RDLogger.DisableLog("rdApp.*")
-    evaluated = {
-        canonical(m.smiles)
-        for name in EVALUATED
-        for m in read_molecules(str(ROOT / "data" / f"{name}.csv"))
-    } - {""}
-    found = [canonical(m.smiles) for m in read_molecules(source)]
+    evaluated = set()
+    for name in EVALUATED:
+        evaluated.update(canonical_molecules(ROOT / "data" / f"{name}.csv"))
+    evaluated.discard("")
+    found = canonical_molecules(source)
     free = list(dict.fromkeys(smiles for smiles in found if smiles and smiles not in evaluated))
     print(
-        f"{len(found)} molecules; {len(set(found) & evaluated)} of the {len(evaluated)} distinct ones of the evaluation sets among them, taken out"
+        f"{len(found)} molecules; {len(set(found) & evaluated)} of the {len(evaluated)} distinct "
+        "ones of the evaluation sets among them, taken out"
     )
     chosen = np.random.default_rng(seed).permutation(len(free))[:count]
     packed = io.BytesIO()
-    with gzip.GzipFile(
-        fileobj=packed, mode="wb", mtime=0
-    ) as stream:  # no date inside: the same bytes each time
+    # No date inside: the same bytes each time.
+    with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as stream:
         stream.write("".join(f"{free[i]}\n" for i in chosen).encode())
     save_whole(out, lambda name: Path(name).write_bytes(packed.getvalue()))
     print(f"{out}: {len(chosen)} of the remaining {len(free)}, in random order")
@@ -75,18 +80,14 @@ def release(encoder):
     RELEASED.parent.mkdir(exist_ok=True)
     half = {name: value.half() for name, value in checkpoint["encoder"].items()}
     assert all(torch.isfinite(value).all() for value in half.values())
-    save_checkpoint(
-        RELEASED,
-        encoder=half,
-        **{key: checkpoint[key] for key in ("arch", "step", "config", "metrics")},
-    )
+    facts = {key: checkpoint[key] for key in ("arch", "step", "config", "metrics")}
+    save_checkpoint(RELEASED, encoder=half, **facts)
     digest = hashlib.sha256(RELEASED.read_bytes()).hexdigest()
     RELEASED.with_suffix(".pt.sha256").write_text(f"{digest}  {RELEASED.name}\n")
     for suffix in (".json", ".log.jsonl", ".curves.png"):
         shutil.copy(Path(encoder).with_suffix(suffix), RELEASED.with_suffix(suffix))
-    print(
-        f"{RELEASED}: {RELEASED.stat().st_size / 1e6:.1f} MB, step {checkpoint['step']}, SHA-256 {digest}"
-    )
+    size = RELEASED.stat().st_size / 1e6
+    print(f"{RELEASED}: {size:.1f} MB, step {checkpoint['step']}, SHA-256 {digest}")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,19 @@
-"""The READMEs' tables, made from benchmarks/results/ and published.csv.
+"""The tables of README.md and docs/, made from benchmarks/results/ and published.csv.
 
-    make tables                              # rewrites what stands between the marks in the three README.md
-    python benchmarks/tables.py --check      # exit code 1 if one of them is not what the results say
+    make tables                              # rewrites what stands between the marks
+    python benchmarks/tables.py --check      # exit code 1 if a table is not what the results say
 
-A table stands between <!-- table NAME --> and <!-- end -->; what no result fills stays visibly empty.
+A table stands between <!-- table NAME --> and <!-- end -->; what no result fills stays visibly
+empty.
 """
 
-import csv
 import re
 import sys
-from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-READMES = [HERE.parent / "README.md", HERE / "README.md", HERE.parent / "weights" / "README.md"]
+from record import RESULTS, ROOT, read_csv
+
+FOLDERS = [ROOT, ROOT / "benchmarks", ROOT / "weights"]
+PAGES = [folder / "README.md" for folder in FOLDERS] + sorted((ROOT / "docs").glob("*.md"))
 SETS = {
     "esol": "ESOL, scaffold, RMSE in log mol/L",
     "freesolv": "FreeSolv, scaffold, RMSE in kcal/mol",
@@ -33,12 +34,24 @@ OURS = {
     "DINOv2-S, finetuned": "DINOv2-S finetuned",
     "bundled, finetuned": "bundled finetuned",
 }
+FIRST_LOOK = (
+    "ECFP + random forest",
+    "ECFP + MLP",
+    "DINOv2-S, frozen",
+    "bundled, frozen",
+    "bundled, finetuned",
+)
 PUBLISHED = ("MoleCLIP", "ImageMol", "GEM")
 
 
-def read(name):
-    path = HERE / name
-    return list(csv.DictReader(open(path, newline=""))) if path.exists() else []
+def results(name):
+    """Return the lines of results/NAME.csv."""
+    return read_csv(RESULTS / f"{name}.csv")
+
+
+def published():
+    """Return the lines of the figures that others have published."""
+    return read_csv(ROOT / "benchmarks" / "published.csv")
 
 
 def number(value):
@@ -47,227 +60,214 @@ def number(value):
     return f"{float(value):.0f}" if "e" in text else text
 
 
-def markdown(header, rows):
-    lines = [
-        "| " + " | ".join(map(str, row)) + " |" for row in (header, ["---"] * len(header), *rows)
-    ]
-    return "\n".join(lines)
-
-
-def accuracy():
-    """Sets by models: the test figure ± 95% t-interval over seeds, and the published figures."""
-    metric = {
-        name: title.split(", ")[2].split(" in ")[0].split(" as ")[0] for name, title in SETS.items()
-    }
-    ours = {
-        (row["set"], row["model"]): row
-        for row in read("results/accuracy.csv")
-        if row["metric"] == metric.get(row["set"])
-    }
-    theirs = {(row["set"], row["model"]): row for row in read("published.csv")}
-    rows = []
-    for name, title in SETS.items():
-        cells = [title]
-        cells += [interval(ours.get((name, model))) for model in OURS]
-        cells += [
-            theirs[name, model]["mean"] if (name, model) in theirs else "" for model in PUBLISHED
-        ]
-        rows.append(cells)
-    return markdown(
-        ["set, split, metric", *OURS.values(), *(f"{model}, published" for model in PUBLISHED)],
-        rows,
-    )
+def whole(value, unit="s"):
+    """Return a figure without decimals, with its unit, as text."""
+    return f"{float(value):.0f} {unit}"
 
 
 def interval(row):
-    """Return a figure ± its 95% t-interval over seeds, as text, and "" where nothing was run yet."""
+    """Return a figure ± its 95% t-interval over seeds, as text; "" where nothing was run yet."""
     if not row:
         return ""
     wide = float(row["ci95"] or 0)
     return number(row["mean"]) + (f" ± {wide:.2g}" if wide > 1e-9 else "")
 
 
+def markdown(header, rows):
+    """Return a table as Markdown."""
+    lines = (header, ["---"] * len(header), *rows)
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in lines)
+
+
+def accuracy_rows(name, metric):
+    """Return {model: row} of a set's figures in one metric."""
+    return {
+        row["model"]: row
+        for row in results("accuracy")
+        if (row["set"], row["metric"]) == (name, metric)
+    }
+
+
+def compared(models, others):
+    """Sets by models: the test figure ± 95% t-interval over seeds, and the published figures."""
+    theirs = {(row["set"], row["model"]): row["mean"] for row in published()}
+    rows = []
+    for name, title in SETS.items():
+        metric = re.split(" in | as ", title.split(", ")[2])[0]
+        ours = accuracy_rows(name, metric)
+        cells = [interval(ours.get(model)) for model in models]
+        rows.append([title, *cells, *(theirs.get((name, model), "") for model in others)])
+    titles = [OURS[model] for model in models] + [f"{model}, published" for model in others]
+    return markdown(["set, split, metric", *titles], rows)
+
+
+def accuracy():
+    """All our models and the published ones."""
+    return compared(OURS, PUBLISHED)
+
+
+def summary():
+    """The models that a first look is for."""
+    return compared(FIRST_LOOK, PUBLISHED[:1])
+
+
 def transfer():
     """Phosphine yields, learned from the start named and after Kraken's buried volumes."""
-    ours = {
-        row["model"]: row
-        for row in read("results/accuracy.csv")
-        if (row["set"], row["metric"]) == ("phosphines_yield", "MAE")
-    }
-    theirs = {
-        row["model"]: row["mean"]
-        for row in read("published.csv")
-        if row["set"] == "phosphines_yield"
-    }
-    rows = [
-        [
-            f"bundled {way}",
-            interval(ours.get(f"bundled, {way}")),
-            interval(ours.get(f"bundled then Kraken, {way}")),
-        ]
-        for way in ("frozen", "finetuned")
-    ]
-    rows.append(
-        ["MoleCLIP, finetuned, published", theirs["MoleCLIP"], theirs["MoleCLIP then Kraken"]]
-    )
-    return markdown(
-        ["phosphine yield, random, MAE as fraction", "as it is", "after Kraken's buried volumes"],
-        rows,
-    )
+    ours = accuracy_rows("phosphines_yield", "MAE")
+    theirs = {row["model"]: row["mean"] for row in published() if row["set"] == "phosphines_yield"}
+    rows = []
+    for way in ("frozen", "finetuned"):
+        starts = [ours.get(f"{start}, {way}") for start in ("bundled", "bundled then Kraken")]
+        rows.append([f"bundled {way}", *map(interval, starts)])
+    published_row = [theirs["MoleCLIP"], theirs["MoleCLIP then Kraken"]]
+    rows.append(["MoleCLIP, finetuned, published", *published_row])
+    header = ["phosphine yield, random, MAE as fraction", "as it is"]
+    return markdown([*header, "after Kraken's buried volumes"], rows)
 
 
 def study(name, metric, variants):
-    """Return {(set, model): {variant: row}} of a study's results, in the order of SETS and of the file."""
+    """Return {(set, model): [row of each variant, or None]} of a study's results, in file order."""
     found = {}
-    for row in read(f"results/{name}.csv"):
+    for row in results(name):
         if row["metric"] == metric:
             found.setdefault((row["set"], row["model"]), {})[row["variant"]] = row
     return {cell: [rows.get(variant) for variant in variants] for cell, rows in found.items()}
 
 
 def r_groups():
-    """Models by set: the error on original pictures and on those with R-groups, and how much it grows."""
+    """Models by set: the error on original pictures and with R-groups, and how much it grows."""
 
     def line(name, model, original, replaced, shown):
-        return [
-            SETS[name].split(", ")[0],
-            model,
-            shown(original),
-            shown(replaced),
-            f"{100 * (float(replaced['mean']) / float(original['mean']) - 1):+.0f}%",
-        ]
+        growth = 100 * (float(replaced["mean"]) / float(original["mean"]) - 1)
+        title = SETS[name].split(", ")[0]
+        return [title, model, shown(original), shown(replaced), f"{growth:+.0f}%"]
 
-    theirs = {row["set"]: row for row in read("published.csv") if row["model"] == "MoleCLIP"}
+    theirs = {row["set"]: row for row in published() if row["model"] == "MoleCLIP"}
     found = study("r_groups", "MAE", ("original", "R-groups"))
-    rows = [
-        line(name, model, *pair, interval) for (name, model), pair in found.items() if all(pair)
-    ]
-    rows += [
-        line(
-            name,
-            "MoleCLIP, finetuned, published",
-            theirs[f"{name} original"],
-            theirs[f"{name} R-groups"],
-            lambda row: row["mean"],
-        )
-        for name in ("esol", "freesolv")
-    ]
-    return markdown(
-        ["set, random split, MAE", "model", "original", "R-groups", "change"],
-        sorted(rows, key=lambda row: row[0]),
-    )
+    rows = [line(*cell, *pair, interval) for cell, pair in found.items() if all(pair)]
+    for name in ("esol", "freesolv"):
+        pair = theirs[f"{name} original"], theirs[f"{name} R-groups"]
+        title = "MoleCLIP, finetuned, published"
+        rows.append(line(name, title, *pair, lambda row: row["mean"]))
+    header = ["set, random split, MAE", "model", "original", "R-groups", "change"]
+    return markdown(header, sorted(rows, key=lambda row: row[0]))
 
 
 def fractions():
-    """Models by the share of ESOL's training part that they see; all of it is the set's row of the main table."""
-    whole = {
-        row["model"]: row
-        for row in read("results/accuracy.csv")
-        if (row["set"], row["metric"]) == ("esol", "RMSE")
-    }
-    shares = study("fractions", "RMSE", ("10%", "30%"))
-    return markdown(
-        [
-            "ESOL, scaffold, RMSE",
-            *(f"{share} of the training part" for share in ("10%", "30%", "100%")),
-        ],
-        [[model, *map(interval, [*rows, whole.get(model)])] for (_, model), rows in shares.items()],
-    )
+    """Models by the share of ESOL's training part that they see; all of it: the main table's."""
+    everything = accuracy_rows("esol", "RMSE")
+    rows = []
+    for (_, model), shares in study("fractions", "RMSE", ("10%", "30%")).items():
+        rows.append([model, *map(interval, [*shares, everything.get(model)])])
+    titles = [f"{share} of the training part" for share in ("10%", "30%", "100%")]
+    return markdown(["ESOL, scaffold, RMSE", *titles], rows)
 
 
 def prediction():
     """Sizes of encoder by ways of prediction, molecules a second."""
-    found = {
-        (row["encoder"], row["way"], row["tokens"], row["precision"]): row
-        for row in read("results/predict.csv")
-    }
+    keys = ("encoder", "way", "tokens", "precision")
+    found = {tuple(row[key] for key in keys): row for row in results("predict")}
     rows = []
     for size, tokens in (("tiny", "inked"), ("small", "inked"), ("base", "inked"), ("base", "all")):
         encoder = f"ViT {size}, patch 16"
-        ways = (
-            found[encoder, "the original's", "all", "fp32"],
-            *(found[encoder, "predict.py", tokens, precision] for precision in ("fp32", "int8")),
-        )
-        rows.append(
-            [
-                encoder + (", all tokens" if tokens == "all" else ""),
-                *(number(way["molecules/s"]) for way in ways),
-                number(ways[2]["times the original"]) + " times",
-            ]
-        )
-    return markdown(
-        ["encoder", "the original's way", "fp32", "int8", "int8 against the original's"], rows
-    )
+        theirs = found[encoder, "the original's", "all", "fp32"]
+        ours = [found[encoder, "predict.py", tokens, each] for each in ("fp32", "int8")]
+        rates = [number(row["molecules/s"]) for row in (theirs, *ours)]
+        title = encoder + ", all tokens" * (tokens == "all")
+        rows.append([title, *rates, number(ours[1]["times the original"]) + " times"])
+    header = ["encoder", "the original's way", "fp32", "int8", "int8 against the original's"]
+    return markdown(header, rows)
 
 
 def training():
     """Sizes of encoder by tokens, images a second in pretraining, in turns."""
-    rows = [
-        [
-            row["encoder"],
-            number(row["all, images/s"]),
-            number(row["inked, images/s"]),
-            number(row["inked / all"]) + " times",
-            f"{number(row['all, peak memory, GB'])} and {number(row['inked, peak memory, GB'])} GB",
-        ]
-        for row in read("results/tokens.csv")
-    ]
-    return markdown(
-        ["encoder, bf16", "all tokens, images/s", "inked tokens", "", "peak memory"], rows
-    )
+    rows = []
+    for row in results("tokens"):
+        rates = [number(row[f"{mode}, images/s"]) for mode in ("all", "inked")]
+        memory = [number(row[f"{mode}, peak memory, GB"]) for mode in ("all", "inked")]
+        times = number(row["inked / all"]) + " times"
+        rows.append([row["encoder"], *rates, times, f"{' and '.join(memory)} GB"])
+    header = ["encoder, bf16", "all tokens, images/s", "inked tokens", "", "peak memory"]
+    return markdown(header, rows)
 
 
 def finetuning():
     """ViT-S by sets: seconds an epoch whole, and frozen."""
-    found = [row for row in read("results/finetune.csv") if row["encoder"] == "ViT small, patch 16"]
-    modes = {
-        tokens: {row["set"]: row for row in found if row["tokens"] == tokens}
-        for tokens in ("inked", "all")
+    found = {
+        (row["set"], row["tokens"]): row
+        for row in results("finetune")
+        if row["encoder"] == "ViT small, patch 16"
     }
+    rows = []
+    for name, title in (("esol", "ESOL"), ("dhbd", "DHBDs")):
+        inked, everything = found[name, "inked"], found[name, "all"]
+        rows.append(
+            [
+                f"{title}, {inked['molecules']} molecules",
+                whole(inked["seconds an epoch"]),
+                whole(everything["seconds an epoch"]),
+                whole(inked["frozen: seconds to embed all"]),
+                f"{float(inked['frozen: seconds an epoch']):.1f} s",
+                whole(inked["drawing all once, seconds"]),
+            ]
+        )
+    header = ["ViT-S/16", "an epoch in bf16, inked tokens", "all tokens"]
+    frozen = ["`--freeze`: embedding all once, inked", "an epoch of the head"]
+    return markdown([*header, *frozen, "drawing all once"], rows)
+
+
+def speed():
+    """One line for each station, ViT-S where there is an encoder."""
+    size, theirs, mode = "ViT small, patch 16", "the original's way", "with all tokens"
+    slow, fast = "original's way, one core", "render.py, one core"
+    drawn = {row["figure"]: number(row["value"]) for row in results("render")}
+    (images,) = (row for row in results("tokens") if row["encoder"] == size)
+    epochs = {(row["set"], row["encoder"], row["tokens"]): row for row in results("finetune")}
+    inked, everything = (epochs["esol", size, tokens] for tokens in ("inked", "all"))
+    count, epoch = inked["molecules"], "seconds an epoch"
+    once, head = "frozen: seconds to embed all", float(inked["frozen: seconds an epoch"])
+    rates = [row["molecules/s"] for row in results("predict") if row["encoder"] == size]
+    original, fp32, int8 = map(number, rates)
     rows = [
-        [
-            f"{title}, {modes['inked'][name]['molecules']} molecules",
-            *(f"{float(modes[tokens][name]['seconds an epoch']):.0f} s" for tokens in modes),
-            f"{float(modes['inked'][name]['frozen: seconds to embed all']):.0f} s",
-            f"{float(modes['inked'][name]['frozen: seconds an epoch']):.1f} s",
-            f"{float(modes['inked'][name]['drawing all once, seconds']):.0f} s",
-        ]
-        for name, title in (("esol", "ESOL"), ("dhbd", "DHBDs"))
+        ("`render.py`, pictures/s on one core", drawn[fast]),
+        ("`pretrain.py`, pictures/s", number(images["inked, images/s"])),
+        (f"`finetune.py`, an epoch of ESOL's {count} molecules", whole(inked[epoch])),
+        ("`finetune.py --freeze`: embedding, an epoch", f"{whole(inked[once])}, {head:.1f} s"),
+        ("`predict.py`, molecules/s", f"{fp32}, {int8} in int8"),
     ]
-    return markdown(
-        [
-            "ViT-S/16",
-            "an epoch in bf16, inked tokens",
-            "all tokens",
-            "`--freeze`: embedding all once, inked",
-            "an epoch of the head",
-            "drawing all once",
-        ],
-        rows,
-    )
+    others = [
+        f"{drawn[slow]} {theirs}",
+        f"{number(images['all, images/s'])} {mode}",
+        f"{whole(everything[epoch])} {mode}",
+        f"{whole(everything[once])} {mode}",
+        f"{original} {theirs}",
+    ]
+    lines = [(*row, other) for row, other in zip(rows, others)]
+    return markdown(["ViT-S/16, 2 cores", "here", "otherwise"], lines)
 
 
 def tokens():
     """Modes by encoder: what looking at inked patches alone costs in accuracy."""
+    lines = results("tokens_accuracy")
+    if not lines:
+        return ""
+    sets = [key.removesuffix(", MAE") for key in lines[0] if key.endswith(", MAE")]
     rows = []
-    for row in read("results/tokens_accuracy.csv"):
-        sets = [key.removesuffix(", MAE") for key in row if key.endswith(", MAE")]
-        rows.append(
-            [
-                row["encoder"].split(", ")[1],
-                row["tokens"],
-                number(row["cosine between the modes"]),
-                *(
-                    f"{number(row[f'{name}, MAE'])} ± {float(row[f'{name}, SD over seeds']):.2g}"
-                    for name in sets
-                ),
-            ]
-        )
-    return markdown(["DINOv2-S", "tokens", "cosine between the modes", *sets], rows) if rows else ""
+    for row in lines:
+        errors = []
+        for name in sets:
+            spread = float(row[f"{name}, SD over seeds"])
+            errors.append(f"{number(row[f'{name}, MAE'])} ± {spread:.2g}")
+        state = row["encoder"].split(", ")[1]
+        rows.append([state, row["tokens"], number(row["cosine between the modes"]), *errors])
+    return markdown(["DINOv2-S", "tokens", "cosine between the modes", *sets], rows)
 
 
 def probe():
-    """Steps of the bundled encoder's pretraining by sets: what frozen features are worth, within training and validation parts."""
+    """Steps of the bundled encoder's pretraining by sets: what frozen features are worth.
+
+    Within training and validation parts.
+    """
     names = {
         "dinov2-small-fp16": "the start",
         "step200": "step 200",
@@ -281,48 +281,33 @@ def probe():
         "nhcs": "NHCs",
         "phosphines_yield": "phosphine yield",
     }
-    found = {row["encoder"]: row for row in read("results/probe.csv")}
-    return markdown(
-        ["", *sets.values()],
-        [[title, *(number(found[name][key]) for key in sets)] for name, title in names.items()],
-    )
+    found = {row["encoder"]: row for row in results("probe")}
+    rows = [[title, *(number(found[name][key]) for key in sets)] for name, title in names.items()]
+    return markdown(["", *sets.values()], rows)
 
 
 def trials():
-    """Ways to finetune by the validation loss: of the head alone, the lowest of the epochs after it, and the last."""
-    runs = {}
-    for row in read("results/finetune_trials.csv"):
-        runs.setdefault(
-            tuple(row[key] for key in ("init", "begin", "rates", "lr_encoder", "augment")), {}
-        )[int(row["epoch"])] = row["val_loss"]
+    """Ways to finetune by the validation loss: of the head alone, the lowest of the epochs after
+    it, and the last."""
+    keys, runs = ("init", "begin", "rates", "lr_encoder", "augment"), {}
+    for row in results("finetune_trials"):
+        run = runs.setdefault(tuple(row[key] for key in keys), {})
+        run[int(row["epoch"])] = row["val_loss"]
     names = {"dinov2-small-fp16": "DINOv2-S", "scratch:small": "scratch"}
-    rows = [
-        [
-            names.get(key[0], key[0]),
-            *key[1:],
-            number(losses[0]) if 0 in losses else "",
-            number(min((losses[i] for i in losses if i), key=float)),
-            number(losses[max(losses)]),
-        ]
-        for key, losses in sorted(runs.items())
-    ]
-    return markdown(
-        [
-            "from",
-            "head and encoder begin",
-            "rates",
-            "encoder's",
-            "augmentation",
-            "head alone",
-            "best epoch",
-            "last epoch",
-        ],
-        rows,
-    )
+    rows = []
+    for (start, *facts), losses in sorted(runs.items()):
+        head = number(losses[0]) if 0 in losses else ""
+        best = min((losses[epoch] for epoch in losses if epoch), key=float)
+        last = losses[max(losses)]
+        rows.append([names.get(start, start), *facts, head, number(best), number(last)])
+    header = ["from", "head and encoder begin", "rates", "encoder's", "augmentation"]
+    return markdown([*header, "head alone", "best epoch", "last epoch"], rows)
 
 
 TABLES = {
     "accuracy": accuracy,
+    "summary": summary,
+    "speed": speed,
     "transfer": transfer,
     "r_groups": r_groups,
     "fractions": fractions,
@@ -336,26 +321,25 @@ TABLES = {
 
 
 def renewed(text):
-    """Return a README's text with every marked table made anew."""
+    """Return a page's text with every marked table made anew."""
 
     def replace(match):
-        return (
-            f"{match[1]}<!-- table {match[2]} -->\n"
-            + "".join(f"{match[1]}{line}\n" for line in TABLES[match[2]]().splitlines())
-            + f"{match[1]}<!-- end -->"
-        )
+        indent, name = match.groups()
+        table = "".join(f"{indent}{line}\n" for line in TABLES[name]().splitlines())
+        return f"{indent}<!-- table {name} -->\n{table}{indent}<!-- end -->"
 
-    return re.sub(r"^([ ]*)<!-- table (\w+) -->\n.*?<!-- end -->", replace, text, flags=re.S | re.M)
+    marked = r"^([ ]*)<!-- table (\w+) -->\n.*?<!-- end -->"
+    return re.sub(marked, replace, text, flags=re.S | re.M)
 
 
 def main():
-    for path in READMES:
+    for path in PAGES:
         before, after = path.read_text(), renewed(path.read_text())
         if after == before:
             continue
         if "--check" in sys.argv:
             sys.exit(
-                f"{path.relative_to(HERE.parent)} is not what benchmarks/results says; run: make tables"
+                f"{path.relative_to(ROOT)} is not what benchmarks/results says; run: make tables"
             )
         path.write_text(after)
 

@@ -1,16 +1,16 @@
 """What looking only at inked patches gains, and what it costs in accuracy.
 
-    python benchmarks/tokens.py speed                                     # about 9 minutes on 2 cores; results/tokens.csv
-    python benchmarks/tokens.py accuracy --init dinov2-small.safetensors  # about 40 minutes; results/tokens_accuracy.csv
+    python benchmarks/tokens.py speed          # 9 minutes on 2 cores; writes results/tokens.csv
+    python benchmarks/tokens.py accuracy --init dinov2-small.safetensors    # 40 minutes
 
-speed: training images a second and peak memory on the real mix of plain and styled drawings, both modes in turns.
-accuracy: the same short pretraining in both modes, then frozen features on three sets over five seeds; and how much the two
-modes' embeddings differ, before and after. Prediction in both modes stands in results/predict.csv (python benchmarks/predict.py).
+speed: training images a second and peak memory on the real mix of plain and styled drawings, both
+modes in turns. accuracy: the same short pretraining in both modes, then frozen features on three
+sets over five seeds; and how much the two modes' embeddings differ, before and after; writes
+results/tokens_accuracy.csv. Prediction in both modes stands in results/predict.csv (python
+benchmarks/predict_speed.py).
 """
 
-import csv
 import gzip
-import json
 import subprocess
 import sys
 import tempfile
@@ -18,7 +18,9 @@ from pathlib import Path
 
 import click
 import numpy as np
-from record import ROOT, record  # which puts the project's own scripts before these
+import torch
+from pretrain_speed import measured
+from record import ROOT, RUNS, read_csv, record
 
 from moleclip.drawing import draw, layout
 from moleclip.encoder import Embedder
@@ -26,13 +28,38 @@ from moleclip.molecules import parse
 from moleclip.weights import load_encoder, save_checkpoint
 
 MODES, TURNS = ("all", "inked"), 3
-RUN = ROOT / "benchmarks" / "runs" / "tokens"
-PRETRAIN = "--batch 32 --lr 2e-5 --loss contrastive=1,classes=0.03 --epochs 2 --steps 88 --log-every 4"  # with all tokens 5e-5 collapses
+RUN = RUNS / "tokens"
+# With all tokens a rate of 5e-5 collapses.
+PRETRAIN = "--batch 32 --lr 2e-5 --loss contrastive=1,classes=0.03 --epochs 2 --steps 88"
 FROZEN = "--freeze --epochs 200 --patience 15 --lr-head 4e-4 --seeds 1,2,3,4,5"
+TABLES = {
+    "ESOL": ROOT / "data" / "esol.csv",
+    "FreeSolv": ROOT / "data" / "freesolv.csv",
+    "DHBD, 1600 rows": RUN / "dhbd_1600.csv",
+}
 
 
 def python(*words):
+    """Run one of the project's scripts."""
     subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, check=True)
+
+
+def write_lines(path, lines):
+    """Write a text file."""
+    Path(path).write_text("\n".join(lines) + "\n")
+
+
+def druglike(count):
+    """Return the first lines of the drug-like molecules."""
+    text = gzip.open(ROOT / "data" / "druglike_20000.smi.gz", "rt").read()
+    return text.splitlines()[:count]
+
+
+def draw_and_label(source, folder, sizes):
+    """Make shards/ and labels.npz of a SMILES file in a folder."""
+    python("render.py", source, "-o", f"{folder}/shards")
+    words = [word for size in sizes for word in ("--k", size)]
+    python("cluster.py", source, *words, "-o", f"{folder}/labels.npz")
 
 
 @click.group()
@@ -45,58 +72,68 @@ def speed():
     """Training, both modes in turns, each run a process of its own."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "some.smi"
-        lines = gzip.open(ROOT / "data" / "druglike_20000.smi.gz", "rt").read().splitlines()[:600]
-        source.write_text("\n".join(lines) + "\n")
-        python("render.py", source, "-o", f"{folder}/shards")
-        python("cluster.py", source, "--k", "30", "-o", f"{folder}/labels.npz")
+        write_lines(f"{folder}/some.smi", druglike(600))
+        draw_and_label(f"{folder}/some.smi", folder, [30])
         for size in ("small", "base"):
             found = {mode: [] for mode in MODES}
             for _ in range(TURNS):
                 for mode in MODES:
-                    done = subprocess.run(
-                        [
-                            sys.executable,
-                            ROOT / "benchmarks" / "pretrain.py",
-                            folder,
-                            size,
-                            "bf16",
-                            mode,
-                        ],
-                        check=True,
-                        capture_output=True,
-                        text=True,
-                    )
-                    found[mode].append(json.loads(done.stdout.splitlines()[-1]))
+                    found[mode].append(measured(folder, size, "bf16", mode))
             rate = {mode: np.array([run["rate"] for run in runs]) for mode, runs in found.items()}
-            rows.append(
-                {"encoder": f"ViT {size}, patch 16", "precision": "bf16"}
-                | {f"{mode}, images/s": float(np.median(rate[mode])) for mode in MODES}
-                | {"inked / all": float(np.median(rate["inked"] / rate["all"]))}
-                | {
-                    f"{mode}, peak memory, GB": max(run["memory"] for run in found[mode])
-                    for mode in MODES
-                }
-            )
+            row = {"encoder": f"ViT {size}, patch 16", "precision": "bf16"}
+            for mode in MODES:
+                row[f"{mode}, images/s"] = float(np.median(rate[mode]))
+            row["inked / all"] = float(np.median(rate["inked"] / rate["all"]))
+            for mode in MODES:
+                row[f"{mode}, peak memory, GB"] = max(run["memory"] for run in found[mode])
+            rows.append(row)
     record("tokens", rows, ("torch", "openai-clip"))
 
 
-def cosine(one, other):
-    """Return the mean cosine between the embeddings of the same molecules in both modes; (n, 512) each."""
-    return float((one * other).sum(1).div(one.norm(dim=1) * other.norm(dim=1)).mean())
-
-
 def between_modes(path, smiles):
-    """Return the mean cosine between an encoder's embeddings of plain drawings when it looks at all and at inked patches."""
-    import torch
-
-    encoder, found = load_encoder(str(path)).eval(), {}
-    index = np.stack([draw(layout(parse(s))) for s in smiles])
+    """Return the mean cosine between an encoder's embeddings of plain drawings in both modes."""
+    encoder, found = load_encoder(str(path)).eval(), []
+    index = np.stack([draw(layout(parse(text))) for text in smiles])
     for mode in MODES:
         encoder.arch["tokens"] = mode
         with torch.no_grad():
-            found[mode] = Embedder(encoder, torch.device("cpu"), None).embed_batch(index, None)
-    return cosine(found["all"], found["inked"])
+            found.append(Embedder(encoder, torch.device("cpu"), None).embed_batch(index, None))
+    return float(torch.nn.functional.cosine_similarity(*found).mean())
+
+
+def write_start(path, init, mode):
+    """Write the encoder that pretraining begins with, looking in one mode."""
+    encoder = load_encoder(init)
+    encoder.arch["tokens"] = mode
+    weights, facts = encoder.visual.state_dict(), {"step": 0, "config": {}, "metrics": {}}
+    save_checkpoint(path, encoder=weights, arch=encoder.arch, **facts)
+
+
+def pretrain(path, init, mode):
+    """Write an encoder that was pretrained a little in one mode, unless it is there."""
+    data = ["--shards", RUN / "shards", "--labels", RUN / "labels.npz", "--init", init]
+    words = [*data, "--tokens", mode, *PRETRAIN.split(), "--log-every", 4]
+    python("pretrain.py", *words, "-o", path, "--resume")
+
+
+def frozen_error(table, init, out):
+    """Return (MAE, SD over seeds) of frozen features, finetuned unless it is there."""
+    if not (out / "metrics.json").exists():
+        python("finetune.py", "--data", table, "--init", init, *FROZEN.split(), "-o", out)
+    for line in read_csv(out / "scores.csv"):
+        if (line["method"], line["target"], line["metric"]) == ("this model", "", "MAE"):
+            return float(line["mean"]), float(line["sd"])
+
+
+def write_inputs(lines):
+    """Write the molecules, their drawings and labels, and the smaller table."""
+    RUN.mkdir(parents=True, exist_ok=True)
+    write_lines(RUN / "some.smi", lines)
+    header, *rows = (ROOT / "data" / "dhbd.csv").read_text().splitlines()
+    chosen = np.sort(np.random.default_rng(0).permutation(len(rows))[:1600])
+    write_lines(RUN / "dhbd_1600.csv", [header, *(rows[i] for i in chosen)])
+    if not (RUN / "labels.npz").exists():
+        draw_and_label(RUN / "some.smi", RUN, [30, 300])
 
 
 @main.command()
@@ -106,76 +143,19 @@ def between_modes(path, smiles):
 )
 def accuracy(init, molecules):
     """The same pretraining in both modes, then frozen features."""
-    RUN.mkdir(parents=True, exist_ok=True)
-    lines = gzip.open(ROOT / "data" / "druglike_20000.smi.gz", "rt").read().splitlines()[:molecules]
-    (RUN / "some.smi").write_text("\n".join(lines) + "\n")
-    dhbd = (ROOT / "data" / "dhbd.csv").read_text().splitlines()
-    (RUN / "dhbd_1600.csv").write_text(
-        "\n".join(
-            dhbd[:1]
-            + [
-                dhbd[i]
-                for i in np.sort(1 + np.random.default_rng(0).permutation(len(dhbd) - 1)[:1600])
-            ]
-        )
-        + "\n"
-    )
-    if not (RUN / "labels.npz").exists():
-        python("render.py", RUN / "some.smi", "-o", RUN / "shards")
-        python("cluster.py", RUN / "some.smi", "--k", "30", "--k", "300", "-o", RUN / "labels.npz")
+    lines = druglike(molecules)
+    write_inputs(lines)
     rows, smiles = [], [line.split()[0] for line in lines[:200]]
     for mode in MODES:
         start, trained = RUN / f"start-{mode}.pt", RUN / f"trained-{mode}.pt"
-        encoder = load_encoder(init)
-        encoder.arch["tokens"] = mode
-        save_checkpoint(
-            start,
-            encoder=encoder.visual.state_dict(),
-            arch=encoder.arch,
-            step=0,
-            config={},
-            metrics={},
-        )
-        python(
-            "pretrain.py",
-            "--shards",
-            RUN / "shards",
-            "--labels",
-            RUN / "labels.npz",
-            "--init",
-            init,
-            "--tokens",
-            mode,
-            *PRETRAIN.split(),
-            "-o",
-            trained,
-            "--resume",
-        )
+        write_start(start, init, mode)
+        pretrain(trained, init, mode)
         for state, path in (("start", start), ("trained", trained)):
-            row = {
-                "tokens": mode,
-                "encoder": f"{Path(init).stem}, {state}",
-                "cosine between the modes": between_modes(path, smiles),
-            }
-            for name, table in (
-                ("ESOL", ROOT / "data" / "esol.csv"),
-                ("FreeSolv", ROOT / "data" / "freesolv.csv"),
-                ("DHBD, 1600 rows", RUN / "dhbd_1600.csv"),
-            ):
-                out = RUN / f"{table.stem}-{state}-{mode}"
-                if not (out / "metrics.json").exists():
-                    python(
-                        "finetune.py", "--data", table, "--init", path, *FROZEN.split(), "-o", out
-                    )
-                line = next(
-                    line
-                    for line in csv.DictReader(open(out / "scores.csv", newline=""))
-                    if (line["method"], line["target"], line["metric"]) == ("this model", "", "MAE")
-                )
-                row |= {
-                    f"{name}, MAE": float(line["mean"]),
-                    f"{name}, SD over seeds": float(line["sd"]),
-                }
+            row = {"tokens": mode, "encoder": f"{Path(init).stem}, {state}"}
+            row["cosine between the modes"] = between_modes(path, smiles)
+            for name, table in TABLES.items():
+                error, sd = frozen_error(table, path, RUN / f"{table.stem}-{state}-{mode}")
+                row[f"{name}, MAE"], row[f"{name}, SD over seeds"] = error, sd
             rows.append(row)
     record("tokens_accuracy", rows, ("torch", "openai-clip", "rdkit"))
 

@@ -12,8 +12,6 @@ import torch
 from click.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-sys.path.append(str(ROOT / "benchmarks"))  # last: it has a pretrain.py and others of its own
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the numbers the tests hold are the CPU's
 STATIONS = ("render", "cluster", "pretrain", "finetune", "export", "predict")
 
