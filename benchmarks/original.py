@@ -1,6 +1,6 @@
 """The original code's way of drawing (SVG, cairosvg, PIL), which ours is compared with.
 
-Needs pip install -r benchmarks/requirements.txt.
+Needs pip install -r requirements-extra.txt.
 """
 
 import io

@@ -1,6 +1,6 @@
 """How fast predict.py is, from a SMILES file to the CSV, against the original's way.
 
-    pip install -r benchmarks/requirements.txt
+    pip install -r requirements-extra.txt
     python benchmarks/predict_speed.py        # 5 minutes on 2 cores; writes results/predict.csv
     python benchmarks/predict_speed.py 0.1    # a tenth of the molecules, to try it
 

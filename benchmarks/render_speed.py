@@ -1,6 +1,6 @@
 """How fast and how faithful render.py draws, against the original's way, side by side in one run.
 
-    pip install -r benchmarks/requirements.txt
+    pip install -r requirements-extra.txt
     python benchmarks/render_speed.py         # 6 minutes on 2 cores; writes results/render.csv
 
 500 DHBDs and 500 drug-like molecules, two views each, the same pictures on both sides. The sides
