@@ -59,6 +59,11 @@ class Desk:
         assert done.returncode == code, done.stdout
         return done.stdout
 
+    def take(self, other, *names):
+        """Link files of another folder into this one."""
+        for name in names:
+            (self / name).symlink_to(other / name)
+
     def write(self, name, lines):
         """Write a file of lines and return its path."""
         (self.folder / name).write_text("\n".join(lines) + "\n")

@@ -1,4 +1,4 @@
-"""Run pretrain.py as torchrun does, but with processes forked after the imports, which cost more than the steps.
+"""Run pretrain.py as torchrun does, but with processes forked after the slow imports.
 
 Standard input: one run a line, the number of processes and then the words of the command.
 """
@@ -6,25 +6,26 @@ Standard input: one run a line, the number of processes and then the words of th
 import os
 import socket
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import pretrain  # noqa: E402
+import torch
+
+import pretrain
 
 
 def start(rank, count, port, words):
+    """Run one process of a command in a fork, and return its id."""
     child = os.fork()
     if child:
         return child
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(count),
-        LOCAL_WORLD_SIZE=str(count),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
-    pretrain.torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    torch.set_num_threads(1)
     try:
         pretrain.main(words, standalone_mode=False)
         os._exit(0)

@@ -1,18 +1,16 @@
-"""The encoder that comes with the repository: whole, safe to read, and what finetune.py starts from."""
+"""The encoder that comes with the repository: whole, safe to read, finetune.py's start."""
 
 import gzip
 import hashlib
 import json
 
 import bundle
-import numpy as np
 import pytest
 import torch
-from conftest import ROOT, small_molecules
+from conftest import ROOT
+from views import index_pictures
 
-from moleclip.drawing import Style, draw, layout, random_style
 from moleclip.encoder import Embedder
-from moleclip.molecules import parse, read_molecules
 from moleclip.pairs import contrastive_loss
 from moleclip.weights import default_init, load_encoder
 
@@ -30,42 +28,27 @@ def test_it_is_a_half_precision_encoder_with_its_history():
     facts = json.loads(WEIGHTS.with_suffix(".json").read_text())
     log = [json.loads(line) for line in WEIGHTS.with_suffix(".log.jsonl").read_text().splitlines()]
     assert {value.dtype for value in checkpoint["encoder"].values()} == {torch.float16}
-    assert (
-        json.loads(json.dumps(checkpoint["arch"])) == facts["arch"]
-        and facts["arch"]["tokens"] == "inked"
-        and checkpoint["config"] == facts["config"]
-    )
-    assert (
-        log[-1]["step"] == checkpoint["step"]
-        and WEIGHTS.with_suffix(".curves.png").stat().st_size > 5000
-    )
+    assert json.loads(json.dumps(checkpoint["arch"])) == facts["arch"]
+    assert facts["arch"]["tokens"] == "inked" and checkpoint["config"] == facts["config"]
+    assert log[-1]["step"] == checkpoint["step"]
+    assert WEIGHTS.with_suffix(".curves.png").stat().st_size > 5000
 
 
 def test_it_tells_molecules_apart_and_knows_them_in_other_styles():
-    encoder = load_encoder("bundled").eval()
-    molecules = [layout(parse(smiles)) for smiles in small_molecules(48)]
-    eye = Embedder(encoder, torch.device("cpu"), None)
+    embedder = Embedder(load_encoder("bundled").eval(), torch.device("cpu"), None)
     with torch.no_grad():
-        plain, styled = (
-            eye.embed_batch(np.stack([draw(m, style(i)) for i, m in enumerate(molecules)]), None)
-            for style in (lambda i: Style(), lambda i: random_style(0, i, 1))
-        )
+        plain, styled = (embedder.embed_batch(view, None) for view in index_pictures(48))
     assert torch.isfinite(plain).all() and contrastive_loss(plain, styled, 15)[1] > 0.8
 
 
 def test_no_molecule_that_is_evaluated_was_seen():
-    evaluated = {
-        bundle.canonical(m.smiles)
-        for name in bundle.EVALUATED
-        for m in read_molecules(str(ROOT / "data" / f"{name}.csv"))
-    } - {""}
+    canonical = lambda name: set(bundle.canonical_molecules(ROOT / "data" / name))
+    evaluated = set().union(*(canonical(f"{name}.csv") for name in bundle.EVALUATED)) - {""}
     with gzip.open(ROOT / "data" / "druglike_100000.smi.gz", "rt") as stream:
         seen = set(stream.read().split())  # canonical as they stand
     assert len(seen) == 100_000 and len(evaluated) > 10_000 and not seen & evaluated
-    esol = {bundle.canonical(m.smiles) for m in read_molecules(str(ROOT / "data" / "esol.csv"))}
-    assert not esol & {
-        bundle.canonical(m.smiles) for m in read_molecules(str(ROOT / "data" / "chembl_3000.smi"))
-    }  # the demo's drawings
+    # nor is ESOL in the demo's drawings
+    assert not canonical("esol.csv") & canonical("chembl_3000.smi")
 
 
 @pytest.mark.parametrize("own, init", [(False, "bundled"), (True, "encoder.pt")])
