@@ -101,6 +101,27 @@ def road(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def toy(tmp_path_factory, road):
+    """A table of 40 molecules, row 4 unreadable, and the finetuning over two seeds that it gave."""
+    desk = Desk(tmp_path_factory.mktemp("toy"))
+    (desk / "encoder.pt").symlink_to(road / "encoder.pt")
+    lines = first_lines("esol.csv", 41)
+    lines[5] = lines[5].replace(lines[5].split(",")[1], "C1CC")
+    desk.write("toy.csv", lines)
+    command = "python finetune.py --data toy.csv --epochs 2 --seeds 1,2"
+    desk.said = desk.run(command, OMP_NUM_THREADS="1")
+    return desk
+
+
+def table_of(folder, text, **options):
+    """The Data of a CSV with this text."""
+    from moleclip.table import Data
+
+    (folder / "t.csv").write_text(text)
+    return Data(str(folder / "t.csv"), **options)
+
+
+@pytest.fixture(scope="session")
 def library(tmp_path_factory):
     """A file of 600 molecules, three windows of predict.py; rows 3, 256 and 599 are broken."""
     lines = [f"{smiles} m{row}" for row, smiles in enumerate(small_molecules(600))]
