@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import ROOT, table_of
 
-from moleclip.splits import make_splits
-from moleclip.table import Data, LabelScale, positive_weights
+from moleclip.splits import make_split
+from moleclip.table import Data, LabelScale, check_targets, positive_weights
 
 
 def test_esol_is_read_as_it_is():
