@@ -11,35 +11,30 @@ baselines on the same split beside it (MoleCLIP, section 9 of its protocol).
 
 import os
 import re
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
 import click
-import numpy as np
 import torch
 from click.core import ParameterSource
 from rdkit import rdBase
 
 from moleclip import options
-from moleclip.augment import N_UNIFORMS
-from moleclip.device import (
-    ALONE,
-    Distributed,
-    enough_memory,
-    fitting_batch,
-    pick_device,
-    pick_precision,
-    report_once,
-)
+from moleclip.device import ALONE, Distributed, pick_device, pick_precision, report_once
 from moleclip.drawing import draw_all
-from moleclip.encoder import Embedder
+from moleclip.encoder import Embedder, fitting_batch
 from moleclip.files import check_output, save_json
-from moleclip.heads import HEAD_EPOCHS, HEAD_PATIENCE, FrozenEncoder, baselines, train_head
-from moleclip.metrics import print_table
-from moleclip.model import Model, predict_rows
+from moleclip.heads import (
+    HEAD_EPOCHS,
+    HEAD_PATIENCE,
+    FrozenEncoder,
+    baselines,
+    print_estimate,
+    train_head,
+)
+from moleclip.model import Model, molecule_hashes, predict_rows, refuse_seen, seen_by
 from moleclip.molecules import MAX_ATOMS, Rejected, find_input, input_facts
 from moleclip.options import LEVELS, comma_list, number_between, positive_weight
 from moleclip.pixels import inflate
@@ -53,8 +48,8 @@ from moleclip.runs import (
     save_result,
     trial_folder,
 )
-from moleclip.splits import SPLIT_KINDS, make_split
-from moleclip.table import Data, LabelScale, check_targets, positive_weights
+from moleclip.splits import SPLIT_KINDS, make_splits
+from moleclip.table import Data, LabelScale, positive_weights
 from moleclip.training import (
     WARM_UP,
     Loss,
@@ -62,11 +57,12 @@ from moleclip.training import (
     PictureSource,
     Plan,
     adam,
+    enough_memory,
     rank0_bar,
     train,
     warmup_cosine,
 )
-from moleclip.weights import default_init, load_encoder
+from moleclip.weights import default_init, init_digest, load_encoder
 from moleclip.workers import default_workers
 
 
@@ -91,9 +87,7 @@ def draw_rows(data, world=ALONE, r_groups=False):
             problems[row] = str(result)
         else:
             pictures[row] = inflate(result)
-    for row, problem in enumerate(problems):
-        if not problem and np.isnan(data.labels[row]).all():
-            problems[row] = "no label"
+    problems = [problem or data.why_unlabelled(row) for row, problem in enumerate(problems)]
     if not world.rank:
         print_rejected(data, problems)
     if not pictures:
@@ -112,45 +106,6 @@ def print_rejected(data, problems):
         click.echo(f"... and {len(rejected) - 5} more; all are named in predictions.csv", err=True)
 
 
-def print_estimate(source, split, epochs, batch):
-    """Print how long training will take on a CPU, and how much of it --freeze would.
-
-    Measured on one slice, without learning from it.
-    """
-    alone = PictureSource(source.model, source.pictures, source.embedder, ALONE)
-    plain = Embedder(source.model.encoder, source.device, None)
-    frozen = PictureSource(source.model, source.pictures, plain, ALONE)
-    rows = list(split["train"][: min(batch, 16)])
-    random = np.random.default_rng(0).random((len(rows), N_UNIFORMS))
-
-    def learn():
-        for _, outputs in alone.micro_batches(rows, random):
-            outputs.sum().backward()
-
-    def measure(work):
-        began = time.perf_counter()
-        work()
-        return (time.perf_counter() - began) / len(rows) / source.world.size
-
-    for _ in range(2):  # the first time pays for what is set up once
-        learning, embedding = measure(learn), measure(lambda: frozen.features(rows))
-    source.model.zero_grad()
-    everything = embedding * sum(map(len, split.values()))
-    epoch = learning * len(split["train"]) + embedding * len(split["val"])
-    click.echo(
-        f"embedding all molecules takes about {format_seconds(everything)} here, the head then "
-        "learns in seconds, and that is all with --freeze; an epoch of both takes "
-        f"{format_seconds(epoch)}, {epochs} epochs {format_seconds(epochs * epoch)}"
-    )
-
-
-def format_seconds(seconds):
-    """Return a duration in words."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
 @dataclass
 class Experiment:
     """What all seeds and trials of a run share; parts can be left out, to study them."""
@@ -166,15 +121,28 @@ class Experiment:
     rates: Callable = warmup_cosine
     compared: dict = field(default_factory=dict)  # the baselines' predictions, by seed
     announced: bool = False
+    splits: dict = field(default_factory=dict)  # {seed: split}
 
     def __post_init__(self):
+        self.seen = seen_by(self.config["init"])
         random = self.config["init"].startswith("scratch:")
         rows = len(self.data)
         self.frozen = FrozenEncoder(self.pictures, rows, random, self.device, self.world)
 
     def usable(self):
         """Return the rows with a picture and a label."""
-        return [row for row in sorted(self.pictures) if not self.data.problems[row]]
+        rows = [row for row in sorted(self.pictures) if not self.data.problems[row]]
+        return [row for row in rows if not self.data.why_unlabelled(row)]
+
+    def make_splits(self, force=False):
+        """Split for every seed, leave out what can't be learned, and note it in the settings."""
+        data, config, first = self.data, self.config, not self.world.rank
+        self.splits = make_splits(data, self.usable, config["split"], config["seeds"], first)
+        pairs = enumerate(data.problems)
+        data.problems = [problem or data.why_unlabelled(row) for row, problem in pairs]
+        config |= {"targets": data.targets, "classes": data.classes, "task": data.task}
+        if not force:
+            refuse_seen(data, self.splits, config, self.seen)
 
     def run_seed(self, folder, seed, trial):
         """Train, test and write one complete folder; return its SeedResult, None but on rank 0.
@@ -182,12 +150,11 @@ class Experiment:
         A folder that is complete already is left as it is, and read.
         """
         config, data, first = self.config | trial | {"seed": seed}, self.data, not self.world.rank
-        if finished(folder, config):
+        if self.world.from_rank0(lambda: finished(folder, config)):
             return read_result(folder, data) if first else None
         if first:
             save_json(folder / "config.json", config)
-        split = make_split(data, self.usable(), config["split"], seed, warn=first)
-        check_targets(data, split, warn=first)
+        split = self.splits[seed]
         known, scale = data.labels[split["train"]], LabelScale.identity(len(data.targets))
         if data.task == "regression" and not config["raw_labels"]:
             scale = LabelScale.of(known)
@@ -199,7 +166,9 @@ class Experiment:
         if first:
             compared = self.compare(seed, objective, scale)
             result = make_result(data, seed, split, history, predicted, compared)
-            save_result(folder, result, model, data, self.pictures, config)
+            own = molecule_hashes(data.smiles[row] for row in split["train"])
+            seen = torch.unique(torch.cat([self.seen.molecules, own]))
+            save_result(folder, result, model, data, self.pictures, config, seen)
         self.world.barrier()
         return result
 
@@ -233,7 +202,7 @@ class Experiment:
         if not self.announced and self.device.type == "cpu" and not self.world.rank:
             print_estimate(source, objective.split, plan.epochs, plan.batch)
         self.announced, start, progress = True, None, folder / "progress.pt"
-        if self.head_first and not progress.exists():
+        if self.head_first and not self.world.from_rank0(progress.exists):
             start = self.frozen.probe_head(model, trial["lr_head"], objective, plan)
         self.world.barrier()
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
@@ -276,7 +245,8 @@ AUGMENT = comma_list(LEVELS.__getitem__, "none, default, intense or several of t
     "--target",
     "targets",
     multiple=True,
-    help="Label column; repeatable.  [default: every column of numbers that is no index]",
+    help="Label column, or COLUMN=WORD with the class that is 1; repeatable.  "
+    "[default: every column of numbers that is no index]",
 )
 @options.shown("--task", "auto", "auto: classification if all labels are 0 or 1.", type=TASKS)
 @click.option(
@@ -322,6 +292,7 @@ AUGMENT = comma_list(LEVELS.__getitem__, "none, default, intense or several of t
     "--freeze", is_flag=True, help="Embed once and train the head alone: seconds instead of hours."
 )
 @click.option("--r-groups", is_flag=True, help="Draw the ends of all molecules as R-groups.")
+@click.option("--force", is_flag=True, help="Test on molecules that --init was trained on.")
 @options.device()
 @options.precision(["auto", "bf16", "fp16", "fp32"], "auto", "Of training; embeddings are fp32.")
 @options.smiles_column()
@@ -342,7 +313,9 @@ def run(context, **parts):
         device = pick_device(chosen.device)
         world = Distributed.start(device)
         data = read_data(context, chosen)
-        name = re.sub(r"(\.(csv|tsv))?(\.gz)?$", "", Path(data.path).name)
+        for line in data.notes() if not world.rank else ():
+            click.echo(line, err=True)
+        name = re.sub(r"(\.(csv|tsv|sdf|xlsx|parquet))?(\.gz)?$", "", Path(data.path).name)
         out = chosen.out or Path("runs") / name
         if (out / "metrics.json").exists():
             raise click.ClickException(
@@ -351,17 +324,14 @@ def run(context, **parts):
         if not world.rank:
             check_output(out / "model.pt")
         chosen.init = chosen.init or default_init()
-        with world.rank0_first():
-            load_encoder(chosen.init)  # a wrong --init shows before the drawing
+        # a wrong --init shows before the drawing
+        world.local0_first(lambda: load_encoder(chosen.init))
         dtype, reason = pick_precision(chosen.precision, device)
         config = make_config(chosen, data)
+        world.compare(config | {"precision": str(dtype)})
         pictures, data.problems = draw_rows(data, world, chosen.r_groups)
         experiment = Experiment(data, pictures, config, device, dtype, world, **parts)
-        if len(experiment.usable()) < 10:
-            raise click.ClickException(
-                f"{data.path}: {len(experiment.usable())} molecules with labels; "
-                "at least 10 are needed for three parts"
-            )
+        experiment.make_splits(chosen.force)
         if not world.rank:
             print_facts(experiment, reason)
         train_all(experiment, chosen, out)
@@ -382,9 +352,18 @@ def read_data(context, chosen):
             param_hint="--freeze",
         )
     if chosen.split_column:
+        source = context.get_parameter_source("split")
+        if source != ParameterSource.DEFAULT and chosen.split != "column":
+            says = f"the column says the parts; leave out --split {chosen.split}"
+            raise click.BadParameter(says, param_hint="--split-column")
         chosen.split = "column"
-    column = chosen.split_column or ("split" if chosen.split == "column" else None)
-    return Data(path, chosen.targets, chosen.task, chosen.smiles_column, column)
+    if chosen.split == "column":
+        chosen.split_column = chosen.split_column or "split"
+    data = Data(path, chosen.targets, chosen.task, chosen.smiles_column, chosen.split_column)
+    if chosen.pos_weight and data.task == "regression":
+        says = f"is for classes; {data.targets[0]} is a regression"
+        raise click.BadParameter(says, param_hint="--pos-weight")
+    return data
 
 
 def make_config(chosen, data):
@@ -393,12 +372,14 @@ def make_config(chosen, data):
     return {
         "data": Path(data.path).name,
         "data_sha256": input_facts(data.path, chosen.smiles_column)["sha256"],
+        "columns": data.header,
+        "smiles_column": data.smiles_column,
         "init": chosen.init,
+        "init_sha256": init_digest(chosen.init),
         "split": chosen.split,
+        "split_sha256": data.parts_digest(chosen.split),
         "seeds": chosen.seeds,
         "rates": chosen.lr_head,
-        "task": data.task,
-        "targets": data.targets,
         "max_atoms": MAX_ATOMS,
         "rdkit": rdBase.rdkitVersion,
         "torch": str(torch.__version__),
@@ -438,8 +419,7 @@ def train_all(experiment, chosen, out):
         if grid:
             best = finish_grid(out, trials, results)
         config, pictures = experiment.config | trials[best], experiment.pictures
-        scores = aggregate(out, experiment.data, results[best], config, pictures)
-        print_table(scores, len(chosen.seeds))
+        aggregate(out, experiment.data, results[best], config, pictures)
         note = "test values of the epochs that are best on validation; see report.png there"
         click.echo(f"\n{out}: {note}")
 

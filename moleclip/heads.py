@@ -1,13 +1,16 @@
 """Heads that learn alone, on embeddings or fingerprints, and the baselines beside every model."""
 
 import copy
+import time
 
+import click
 import numpy as np
 import torch
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
-from moleclip.device import fitting_batch
-from moleclip.encoder import Embedder
+from moleclip.augment import N_UNIFORMS
+from moleclip.device import ALONE
+from moleclip.encoder import Embedder, fitting_batch
 from moleclip.features import fingerprints
 from moleclip.metrics import best_epoch
 from moleclip.model import mlp
@@ -136,3 +139,42 @@ def forest(bits, labels, split, task, seed, weight):
     if task == "classification":
         return model.predict_proba(test)[:, list(model.classes_).index(1)]
     return model.predict(test)
+
+
+def print_estimate(source, split, epochs, batch):
+    """Print how long training will take on a CPU, and how much of it --freeze would.
+
+    Measured on one slice, without learning from it.
+    """
+    alone = PictureSource(source.model, source.pictures, source.embedder, ALONE)
+    plain = Embedder(source.model.encoder, source.device, None)
+    frozen = PictureSource(source.model, source.pictures, plain, ALONE)
+    rows = list(split["train"][: min(batch, 16)])
+    random = np.random.default_rng(0).random((len(rows), N_UNIFORMS))
+
+    def learn():
+        for _, outputs in alone.micro_batches(rows, random):
+            outputs.sum().backward()
+
+    def measure(work):
+        began = time.perf_counter()
+        work()
+        return (time.perf_counter() - began) / len(rows) / source.world.size
+
+    for _ in range(2):  # the first time pays for what is set up once
+        learning, embedding = measure(learn), measure(lambda: frozen.features(rows))
+    source.model.zero_grad()
+    everything = embedding * sum(map(len, split.values()))
+    epoch = learning * len(split["train"]) + embedding * len(split["val"])
+    click.echo(
+        f"embedding all molecules takes about {format_seconds(everything)} here, the head then "
+        "learns in seconds, and that is all with --freeze; an epoch of both takes "
+        f"{format_seconds(epoch)}, {epochs} epochs {format_seconds(epochs * epoch)}"
+    )
+
+
+def format_seconds(seconds):
+    """Return a duration in words."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,6 +1,9 @@
 """The finetuned model: encoder, head and label scale, its file, and its form for deployment."""
 
 import copy
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
 
 import click
 import numpy as np
@@ -8,10 +11,17 @@ import torch
 
 from moleclip.device import ALONE
 from moleclip.encoder import Embedder
-from moleclip.files import one_line
+from moleclip.files import one_line, say_once
+from moleclip.molecules import canonical
 from moleclip.table import LabelScale
 from moleclip.training import PictureSource
-from moleclip.weights import load_checkpoint, restore_encoder, save_checkpoint
+from moleclip.weights import (
+    BUNDLED,
+    is_torchscript,
+    load_checkpoint,
+    restore_encoder,
+    save_checkpoint,
+)
 
 KEYS = ("head", "targets", "task", "center", "spread", "config", "metrics")  # of model.pt
 
@@ -54,8 +64,61 @@ def predict_rows(model, pictures, rows, task, batch, device, world=ALONE):
     return model.unscale(source.predict(rows), task).cpu().numpy()
 
 
-def save_model(path, model, data, config, metrics):
-    """Write model.pt: encoder and arch as in encoder.pt, head, label scale, target names, task."""
+def molecule_hashes(smiles):
+    """Return the sorted hashes of readable SMILES, one for each molecule, int64 (molecules,)."""
+    digests = [hashlib.sha256(canonical(text).encode()).digest() for text in set(smiles)]
+    numbers = {int.from_bytes(digest[:8], "big", signed=True) for digest in digests}
+    return torch.tensor(sorted(numbers), dtype=torch.int64)
+
+
+class Seen(NamedTuple):
+    """What weights were trained on, as far as their file says."""
+
+    molecules: torch.Tensor = torch.zeros(0, dtype=torch.int64)  # their hashes
+    table: str = ""  # SHA-256 of the table, where the molecules aren't known
+
+
+def seen_by(init):
+    """Return the Seen of --init's weights: a checkpoint's `seen`, or its configuration's table."""
+    path = BUNDLED if init == "bundled" else Path(init)
+    if path.suffix != ".pt" or not path.is_file() or is_torchscript(path):
+        return Seen()
+    checkpoint = load_checkpoint(path)
+    if "seen" in checkpoint:
+        return Seen(checkpoint["seen"])
+    config = checkpoint.get("config")
+    return Seen(table=config.get("data_sha256", "") if isinstance(config, dict) else "")
+
+
+def refuse_seen(data, splits, config, seen):
+    """Refuse to test on molecules that --init's weights were trained on; say which else they know.
+
+    splits: {seed: split}. Raises click.ClickException.
+    """
+    init, ways = f"--init {config['init']}", "take another encoder, or --force to test on them"
+    if seen.table == config["data_sha256"]:
+        says = "was trained on this table, on rows that it doesn't name"
+        raise click.ClickException(f"{init}: {says}; {ways}")
+    known = set(seen.molecules.tolist())
+    for seed, split in splits.items() if known else ():
+        counts = {}
+        for part, rows in split.items():
+            hashes = molecule_hashes(data.smiles[row] for row in rows)
+            counts[part] = len(known.intersection(hashes.tolist()))
+        what = ", ".join(f"{count} of {part}" for part, count in counts.items())
+        says = f"{init}: was trained on molecules of this table, by the split of seed {seed} {what}"
+        if counts["test"]:
+            ways = "take another encoder, a split that tests none of them, or --force"
+            raise click.ClickException(f"{says}; {ways}")
+        if any(counts.values()):
+            say_once(says)
+
+
+def save_model(path, model, data, config, metrics, seen):
+    """Write model.pt: encoder and arch as in encoder.pt, head, label scale, target names, task.
+
+    seen: hashes of the molecules it was trained on, int64.
+    """
     save_checkpoint(
         path,
         encoder=model.encoder.visual.state_dict(),
@@ -69,6 +132,9 @@ def save_model(path, model, data, config, metrics):
         targets=data.targets,
         task=data.task,
         smiles_column=data.smiles_column,
+        classes=[list(words) for words in data.classes],
+        units=data.units,
+        seen=seen,
     )
 
 

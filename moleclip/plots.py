@@ -7,7 +7,7 @@ import numpy as np
 from sklearn import metrics as skm
 
 from moleclip.files import save_whole
-from moleclip.metrics import best_epoch, mean_ci
+from moleclip.metrics import MODEL, best_epoch, counted, mean_ci, table_title
 from moleclip.pixels import to_rgb
 
 SHOWN = 8  # targets with a panel of their own in report.png
@@ -84,8 +84,10 @@ def plot_report(path, data, results, table, pictures):
     first, second, third, *grid = top.subplots(1, len(widths), width_ratios=widths)
     for part in middle:
         grid += list(part.subplots(lines, columns, squeeze=False).ravel())
-    seeds = f", mean ± 95% interval of {len(results)} seeds" if len(results) > 1 else ""
-    draw_table(first, table, f"{Path(data.path).name}: test part{seeds}")
+    fixed = all(result.split == results[0].split for result in results)
+    name = Path(data.path).name
+    name = name if len(name) < 60 else f"{name[:56]} ..."
+    draw_table(first, table, f"{name}\n{table_title(table, fixed)}")
     draw_curves(second, results)
     draw_errors(third, data, results)
     if len(data.targets) > SHOWN:
@@ -113,7 +115,8 @@ def draw_table(axis, table, title):
     names, cells = list(next(iter(table.values()))["pooled"]), []
     for scores in table.values():
         found = scores["pooled"]
-        cells.append([mean_ci(found[name], 3) if name in found else "-" for name in names])
+        seeds = counted(table)
+        cells.append([mean_ci(found[n], 3, seeds) if n in found else "-" for n in names])
     axis.axis("off")
     look = {"loc": "center", "cellLoc": "right", "edges": "horizontal"}
     box = (0.24, 0.1, 0.76, 0.75)
@@ -143,11 +146,14 @@ def draw_errors(axis, data, results):
     """Draw the distribution of test errors, or of the probabilities given to each class."""
     rows, values = zip(*tested(results))
     truth, predicted = data.labels[list(rows)].ravel(), np.array(values).ravel()
+    words = data.classes[0] if len(set(data.classes)) == 1 and data.classes[0] else (0, 1)
     if data.task == "classification":
         bins = np.linspace(0, 1, 21)
         for label in (0, 1):
-            axis.hist(predicted[truth == label], bins=bins, alpha=0.6, label=f"truth {label}")
-        axis.set(title="predicted probability, test", xlabel="probability of 1", ylabel="molecules")
+            named = f"truth {words[label]}"
+            axis.hist(predicted[truth == label], bins=bins, alpha=0.6, label=named)
+        title, what = "predicted probability, test", f"probability of {words[1]}"
+        axis.set(title=title, xlabel=what, ylabel="molecules")
         axis.legend(frameon=False, fontsize=8)
     else:
         error = (predicted - truth)[~np.isnan(truth)]
@@ -175,9 +181,11 @@ def draw_target(axis, data, results, t, table):
         low, high = min(truth.min(), values.min()), max(truth.max(), values.max())
         axis.plot([low, high], [low, high], "k--", lw=0.8)
         axis.set(xlabel="truth", ylabel="prediction")
-    scores = table["this model"]["targets"][name]
-    numbers = "   ".join(f"{metric} {s['mean']:.3g}" for metric, s in scores.items())
-    axis.set_title(f"{name[:40]}, test\n{numbers}", fontsize=9, parse_math=False)
+    scores = table[MODEL]["targets"][name]
+    numbers = [f"{metric} {s['mean']:.3g}" for metric, s in scores.items()]
+    pairs = ["   ".join(numbers[i : i + 2]) for i in range(0, len(numbers), 2)]
+    title = "\n".join([f"{name[:40]}, test", *pairs])
+    axis.set_title(title, fontsize=9, parse_math=False)
 
 
 def draw_worst(figure, data, results, pictures):
@@ -198,7 +206,9 @@ def draw_worst(figure, data, results, pictures):
     for axis, row in zip(axes, order):
         _, t, value = worst[row]
         name = f", {data.targets[t][:16]}" if len(data.targets) > 1 else ""
-        numbers = f"truth {data.labels[row, t]:.3g}, predicted {value:.3g}"
+        truth, words = data.labels[row, t], data.classes[t]
+        truth = words[int(truth)][:16] if words else f"{truth:.3g}"
+        numbers = f"truth {truth}, predicted {value:.3g}"
         axis.imshow(to_rgb(pictures[row]))
         axis.set_title(f"row {row}{name}\n{numbers}", fontsize=9, parse_math=False)
 

@@ -10,12 +10,24 @@ import click
 import numpy as np
 
 from moleclip.files import save_json, save_table, save_whole
-from moleclip.metrics import best_epoch, over_seeds, save_scores, score_all
+from moleclip.metrics import (
+    MODEL,
+    against_mean,
+    best_epoch,
+    bootstrap,
+    difference,
+    over_seeds,
+    print_table,
+    save_scores,
+    score_all,
+)
 from moleclip.model import save_model
 from moleclip.plots import plot_report
 from moleclip.splits import SUBSETS
+from moleclip.table import LabelScale
 
 TABLES = ("predictions.csv", "splits.csv", "history.csv", "scores.csv", "report.png")
+DEVIATIONS = "standard deviations of each target's labels in training"
 
 
 @dataclass
@@ -38,18 +50,25 @@ def make_result(data, seed, split, history, predicted, compared):
 
     compared: {name: predictions of the test part, (n, targets)} of other methods.
     """
-    best, truth = best_epoch(history), data.labels[split["test"]].copy()
-    unlearned = np.isnan(data.labels[split["train"]]).all(0)
-    truth[:, unlearned] = np.nan  # so not scored
-    methods = {"this model": np.stack([predicted[row] for row in split["test"]])} | compared
+    best, truth, known = (
+        best_epoch(history),
+        data.labels[split["test"]],
+        data.labels[split["train"]],
+    )
+    unit = 1.0 if data.one_column() else LabelScale.of(known).std
+    methods = {MODEL: np.stack([predicted[row] for row in split["test"]])} | compared
+    validated = np.stack([predicted[row] for row in split["val"]])
     metrics = {
         "seed": seed,
         "best_epoch": best["epoch"],
         "val_loss": best["val_loss"],
+        "val_against_mean": against_mean(known, data.labels[split["val"]], validated, data.task),
+        "pooled_unit": "the label's" if data.one_column() else DEVIATIONS,
         "test": {
-            name: score_all(truth, values, data.targets, data.task)
+            name: score_all(truth, values, data.targets, data.task, unit)
             for name, values in methods.items()
         },
+        "bootstrap": bootstrap(truth, methods, data.task, unit),
         "sizes": {part: len(rows) for part, rows in split.items()},
         "rejected": sum(map(bool, data.problems)),
     }
@@ -65,38 +84,54 @@ def make_result(data, seed, split, history, predicted, compared):
 def save_predictions(path, data, results, best=0):
     """Write one line for every row of the input.
 
-    row, smiles, split, then truth and prediction of each target, and error. Split and prediction
-    are those of result `best`, whose model lies beside the file; with several seeds there follow
-    mean and SD of their predictions, and in how many the row was tested.
+    row, smiles, split, then truth and prediction of each target (and the likelier class, where
+    classes have names), and error. Split and prediction are those of result `best`, whose model
+    lies beside the file; with several seeds there follow mean and SD of their predictions, and in
+    how many the row was tested.
     """
     several, parts = len(results) > 1, [result.part_of() for result in results]
-    kinds = ("true", "predicted", "mean", "sd") if several else ("true", "predicted")
     header = ["row", "smiles", "split"]
-    header += [f"{kind}_{name}" for name in data.targets for kind in kinds]
+    for name, words in zip(data.targets, data.classes):
+        kinds = ["true", "predicted", *["class"] * bool(words), *["mean", "sd"] * several]
+        header += [f"{kind}_{name}" for kind in kinds]
     header += ["tested", "error"] if several else ["error"]
     lines = []
     for row, smiles in enumerate(data.smiles):
-        numbers = []
-        for t in range(len(data.targets)):
-            values = [each.predicted[row][t] for each in results if row in each.predicted]
-            numbers += [data.labels[row, t], values[best] if values else math.nan]
-            if several:
-                numbers += [np.mean(values), np.std(values, ddof=1)] if values else [math.nan] * 2
         line = [row, smiles, parts[best].get(row, "")]
-        line += ["" if np.isnan(number) else f"{number:.7g}" for number in numbers]
+        for t, words in enumerate(data.classes):
+            values = [each.predicted[row][t] for each in results if row in each.predicted]
+            line += [truth_text(data, row, t), number_text(values[best] if values else math.nan)]
+            if words:
+                line.append(words[int(values[best] > 0.5)] if values else "")
+            if several:
+                spread = [np.mean(values), np.std(values, ddof=1)] if values else [math.nan] * 2
+                line += map(number_text, spread)
         if several:
             line.append(sum(part.get(row) == "test" for part in parts))
         lines.append([*line, data.problems[row]])
     save_table(path, header, lines)
 
 
+def truth_text(data, row, t):
+    """Return a label as predictions.csv has it: a number, a class's word, or >10 as it stands."""
+    value, words = data.labels[row, t], data.classes[t]
+    if row in data.qualified[t]:
+        return data.qualified[t][row]
+    return words[int(value)] if words and not np.isnan(value) else number_text(value)
+
+
+def number_text(value):
+    """Return a number as predictions.csv has it, "" for NaN."""
+    return "" if np.isnan(value) else f"{value:.7g}"
+
+
 def finished(folder, config):
     """Tell whether a seed's folder is complete.
 
-    Raises click.ClickException if it was begun with other settings.
+    Raises click.ClickException if it was begun with other settings, and got anywhere.
     """
     path, wanted = folder / "config.json", json.loads(json.dumps(config))
-    if path.exists():
+    if any((folder / name).exists() for name in ("metrics.json", "progress.pt")) and path.exists():
         there = load_facts(path)
         other = [key for key in wanted if there.get(key) != wanted[key]]
         if other:
@@ -141,12 +176,13 @@ def read_result(folder, data):
     return SeedResult(metrics["seed"], split, history, predicted, metrics)
 
 
-def save_result(folder, result, model, data, pictures, config):
-    """Write a seed's folder, whole or not at all."""
+def save_result(folder, result, model, data, pictures, config, seen):
+    """Write a seed's folder, whole or not at all. seen: hashes of all molecules trained on."""
     scores, best = over_seeds([result.metrics]), best_epoch(result.history)
-    facts = {"test": result.metrics["test"]["this model"], "best_epoch": best["epoch"]}
-    save_model(folder / "model.pt", model, data, config, facts)
-    save_table(folder / "splits.csv", ["row", "split"], sorted(result.part_of().items()))
+    facts = {"test": result.metrics["test"][MODEL], "best_epoch": best["epoch"]}
+    save_model(folder / "model.pt", model, data, config, facts, seen)
+    lines = [[row, data.smiles[row], part] for row, part in sorted(result.part_of().items())]
+    save_table(folder / "splits.csv", ["row", "smiles", "split"], lines)
     lines = [list(line.values()) for line in result.history]
     save_table(folder / "history.csv", list(result.history[0]), lines)
     save_predictions(folder / "predictions.csv", data, [result])
@@ -161,15 +197,15 @@ def save_result(folder, result, model, data, pictures, config):
 
 
 def aggregate(out, data, results, config, pictures):
-    """Write the aggregate over seeds and return the table of test scores.
+    """Write the aggregate over seeds and print its table of test scores.
 
     model.pt is a copy of the one that is best on validation.
     """
     runs = [result.metrics for result in results]
-    best = min(range(len(runs)), key=lambda i: runs[i]["val_loss"])
+    best = best_seed(runs)
     source, table = out / f"seed-{results[best].seed}" / "model.pt", over_seeds(runs)
     save_whole(out / "model.pt", lambda target: shutil.copyfile(source, target))
-    save_splits(out / "splits.csv", results, best)
+    save_splits(out / "splits.csv", data, results, best)
     lines = [
         [result.seed, *(f"{value:.10g}" for value in line.values())]
         for result in results
@@ -181,17 +217,38 @@ def aggregate(out, data, results, config, pictures):
     plot_report(out / "report.png", data, results, table, pictures)
     save_json(out / "config.json", config)
     facts = {"best_seed": results[best].seed, "test": table, "runs": runs}
+    facts |= {"difference": difference(runs, data.task), "fixed_split": fixed_split(results)}
     save_json(out / "metrics.json", facts)
-    return table
+    unit = "" if data.one_column() or data.task == "classification" else DEVIATIONS
+    print_table(table, facts["fixed_split"], unit, facts["difference"])
 
 
-def save_splits(path, results, best):
+def best_seed(runs):
+    """Return the place of the seed that is best against its own mean on its validation part.
+
+    Losses of different parts can't be compared; a part with one class tells nothing. runs: what
+    each seed's metrics.json holds.
+    """
+    against = [run.get("val_against_mean") for run in runs]
+    if against.count(None) == len(runs):
+        against = [run["val_loss"] for run in runs]
+    return min(range(len(runs)), key=lambda i: math.inf if against[i] is None else against[i])
+
+
+def fixed_split(results):
+    """Tell whether all seeds have the same split."""
+    return all(result.split == results[0].split for result in results)
+
+
+def save_splits(path, data, results, best):
     """Write the part of each row in the best seed's split and in every seed's."""
     parts = [result.part_of() for result in results]
     lines = []
     for row in sorted(set().union(*parts)):
-        lines.append([row, parts[best].get(row, ""), *(part.get(row, "") for part in parts)])
-    save_table(path, ["row", "split", *(f"seed_{result.seed}" for result in results)], lines)
+        own = [part.get(row, "") for part in parts]
+        lines.append([row, data.smiles[row], own[best], *own])
+    seeds = [f"seed_{result.seed}" for result in results]
+    save_table(path, ["row", "smiles", "split", *seeds], lines)
 
 
 def trial_folder(out, trial):
@@ -221,7 +278,7 @@ def finish_grid(out, trials, results):
     losses, best = keep_best(out, trials, results)
     lines = []
     for i, (trial, seeds) in enumerate(zip(trials, results)):
-        scores = over_seeds([result.metrics for result in seeds])["this model"]["pooled"]
+        scores = over_seeds([result.metrics for result in seeds])[MODEL]["pooled"]
         chosen = "yes" if i == best else ""
         values = [f"{summary['mean']:.6g}" for summary in scores.values()]
         lines.append([*trial.values(), f"{losses[i]:.6g}", chosen, *values])

@@ -6,8 +6,16 @@ from pathlib import Path
 import click
 import numpy as np
 
+from moleclip.files import say_once
+from moleclip.labels import has_one_value, unlearnable
 from moleclip.molecules import canonical, scaffold
 
+LEAST = 10  # molecules of a table, for three parts
+TINY = 20  # molecules of a part below which its numbers say little
+TINY_PARTS = {
+    "val": "the epoch that they choose is much of chance",
+    "test": "the test values say little, whatever their interval",
+}
 SUBSETS = ("train", "val", "test")
 SUBSET_ALIASES = {
     "train": "train",
@@ -21,12 +29,44 @@ SUBSET_ALIASES = {
 SPLIT_KINDS = ("random", "scaffold", "random-scaffold", "column")
 
 
-def random_split(usable, seed):
-    """Return (train, val, test) of 80/10/10 %, the paper's own index sets for a seed."""
-    order = list(usable)
+def by_molecule(usable, smiles):
+    """Return the rows of each molecule, stereochemistry counted, in the order of first rows."""
+    groups = {}
+    for i in usable:
+        groups.setdefault(canonical(smiles[i]), []).append(i)
+    return list(groups.values())
+
+
+def random_split(groups, seed):
+    """Return (train, val, test) of 80/10/10 % of the groups of rows.
+
+    Where each row is a group, the paper's own index sets for a seed.
+    """
+    order = list(groups)
     np.random.RandomState(seed).shuffle(order)
     tenth = int(0.1 * len(order))
-    return order[2 * tenth :], order[tenth : 2 * tenth], order[:tenth]
+    parts = order[2 * tenth :], order[tenth : 2 * tenth], order[:tenth]
+    return tuple(sum(part, []) for part in parts)
+
+
+def stratified_split(groups, labels, seed):
+    """Return (train, val, test) of 80/10/10 % of the groups of rows, of each class alike.
+
+    The groups are shuffled, ordered by the rarest class that their rows have, rarest first, and
+    dealt: one to test, one to val, eight to train. labels: (rows, targets) of 0, 1 and NaN.
+    """
+    order = list(groups)
+    np.random.RandomState(seed).shuffle(order)
+    rows = sum(order, [])
+    counts = {(t, c): (labels[rows, t] == c).sum() for t in range(labels.shape[1]) for c in (0, 1)}
+
+    def rarest(group):
+        own = [key for key in counts for i in group if labels[i, key[0]] == key[1]]
+        return min((counts[key], key) for key in own)
+
+    order.sort(key=rarest)
+    dealt = [sum(order[start::10], []) for start in range(10)]
+    return sum(dealt[2:], []), dealt[1], dealt[0]
 
 
 def by_scaffold(usable, smiles):
@@ -78,26 +118,37 @@ def named_split(usable, words, where):
     for i in usable:
         word = words.get(i, "").strip().lower()
         if word and word not in SUBSET_ALIASES:
-            raise click.ClickException(
-                f"{where}: row {i} is {words[i]!r}; "
-                "write train, val or test, or leave the cell blank to leave the row out"
-            )
+            says = "write train, val or test, or leave the cell blank to leave the row out"
+            raise click.ClickException(f"{where}: row {i} is {words[i]!r}; {says}")
         if word:
             parts[SUBSET_ALIASES[word]].append(i)
     return tuple(parts.values())
 
 
-def read_splits(path, seed):
-    """Return {row: part} of a splits.csv, by the seed's column or else the column `split`."""
+def read_splits(path, seed, smiles):
+    """Return {row: part} of a splits.csv, by the seed's column or else the column `split`.
+
+    Raises click.ClickException if it isn't one, or was made from a table of other SMILES.
+    """
     try:
         with open(path, newline="", encoding="utf-8-sig") as stream:
             lines = list(csv.DictReader(stream))
         name = f"seed_{seed}" if lines and f"seed_{seed}" in lines[0] else "split"
-        return {int(line["row"]): line[name] or "" for line in lines}
+        found = {int(line["row"]): line[name] or "" for line in lines}
+        written = {int(line["row"]): line.get("smiles") for line in lines}  # None in old files
     except (OSError, UnicodeError, csv.Error, KeyError, TypeError, ValueError):
         raise click.ClickException(
             f"{path}: not a splits.csv, which has the columns row and split"
         ) from None
+    other = "it was made from another table"
+    for row, text in written.items():
+        if not 0 <= row < len(smiles):
+            says = f"has row {row}, but the table ends at row {len(smiles) - 1}"
+            raise click.ClickException(f"{path}: {says}; {other}")
+        if text not in (None, smiles[row]):
+            says = f"row {row} is {text[:60]}, in the table {smiles[row][:60]}"
+            raise click.ClickException(f"{path}: {says}; {other}")
+    return found
 
 
 def own_split(data, usable, kind, seed):
@@ -105,13 +156,26 @@ def own_split(data, usable, kind, seed):
     if kind == "column":
         words = dict(enumerate(data.column(data.split_column)))
         return named_split(usable, words, f"{data.path}: column {data.split_column!r}")
-    words = read_splits(kind, seed)
-    if max(words, default=0) >= len(data):
-        raise click.ClickException(
-            f"{kind}: has row {max(words)}, but {data.path} ends at row {len(data) - 1}; "
-            "it was made from another table"
+    return named_split(usable, read_splits(kind, seed, data.smiles), kind)
+
+
+def drawn_split(data, usable, seed, warn):
+    """Return the (train, val, test) of --split random.
+
+    Rows of one molecule stay together where such are more than 1%; else the paper's lists count.
+    """
+    groups = by_molecule(usable, data.smiles)
+    replicates = len(usable) - len(groups)
+    if replicates <= 0.01 * len(usable):
+        groups = [[i] for i in usable]
+    elif warn:
+        say_once(
+            f"{data.path}: {replicates} of {len(usable)} rows repeat a molecule; "
+            "all rows of one go into one part"
         )
-    return named_split(usable, words, kind)
+    if data.task == "classification":
+        return stratified_split(groups, data.labels, seed)
+    return random_split(groups, seed)
 
 
 def make_split(data, usable, kind, seed, warn=True):
@@ -120,8 +184,9 @@ def make_split(data, usable, kind, seed, warn=True):
     kind: one of SPLIT_KINDS, or the path of a splits.csv. warn: print what a user should know.
     Raises click.ClickException if a part would be empty.
     """
+    remedy = "each needs rows that say train, val and test"
     if kind == "random":
-        parts, remedy = random_split(usable, seed), "more are needed"
+        parts, remedy = drawn_split(data, usable, seed, warn), "more are needed"
     elif kind == "scaffold":
         parts = scaffold_split(usable, data.smiles)
         remedy = "its scaffolds are too few or too large, take --split random"
@@ -130,16 +195,86 @@ def make_split(data, usable, kind, seed, warn=True):
         remedy = "its scaffolds are too large, take --split random"
     else:
         parts = own_split(data, usable, kind, seed)
-        remedy = "each needs rows that say train, val and test"
+    name = Path(kind).name
     if min(map(len, parts)) == 0:
         raise click.ClickException(
             f"{data.path}: {len(usable)} usable molecules leave a part of "
-            f"the {Path(kind).name} split empty; {remedy}"
+            f"the {name} split empty; {remedy}"
         )
+    if len(by_molecule(parts[0], data.smiles)) < 2:
+        says = f"the training part of the {name} split is one molecule"
+        raise click.ClickException(f"{data.path}: {says}; {remedy}")
     split = dict(zip(SUBSETS, parts))
     if warn:
-        print_split(data, split, Path(kind).name, seed)
+        print_split(data, split, name, seed)
     return split
+
+
+def make_splits(data, usable, kind, seeds, warn=True):
+    """Return {seed: split}; drop the targets from `data` that one of them can't teach.
+
+    usable: a function that returns the rows with a picture and a label, fewer without a target.
+    Raises click.ClickException if nothing is left to learn, or to choose an epoch by, or to test.
+    """
+    require_molecules(data, usable())
+    while True:
+        splits = {seed: make_split(data, usable(), kind, seed, warn=False) for seed in seeds}
+        lost = unlearnable(data.labels, splits.values())
+        if not any(lost):
+            break
+        for name, why in zip(data.targets, lost):
+            if why and warn:
+                click.echo(f"warning: {name} is not learned: {why}", err=True)
+        if all(lost):
+            raise click.ClickException(
+                f"{data.path}: nothing to learn: {data.targets[0]}: {lost[0]}"
+            )
+        data.keep([t for t, why in enumerate(lost) if not why])
+    for seed in seeds:
+        split = make_split(data, usable(), kind, seed, warn)
+        check_parts(data, split, warn)
+    return splits
+
+
+def require_molecules(data, usable):
+    """Refuse a table of too few molecules for three parts."""
+    molecules = len(by_molecule(usable, data.smiles))
+    if molecules < LEAST:
+        repeated = f"; these {len(usable)} rows repeat them" if molecules < len(usable) else ""
+        raise click.ClickException(
+            f"{data.path}: {molecules} molecules with labels; "
+            f"at least {LEAST} are needed for three parts{repeated}"
+        )
+
+
+def check_parts(data, split, warn=True):
+    """Warn of targets that can't be scored and of tiny parts, and stop if nothing can be."""
+    known = {part: ~np.isnan(data.labels[rows]) for part, rows in split.items()}
+    for part, name in (("val", "validation"), ("test", "test")):
+        if not known[part].any():
+            raise click.ClickException(
+                f"{data.path}: no label stands in the {name} part; "
+                "take another --split or more molecules"
+            )
+    classes = data.task == "classification"
+    lost = "no AUC" if classes else "no R2 or Spearman"
+    found = {
+        "no label in test, it is not scored": ~known["test"].any(0),
+        f"one value only in test, {lost}": has_one_value(data.labels[split["test"]]),
+    }
+    if classes:
+        says = "one class only in validation, which chooses the epoch badly"
+        found[says] = has_one_value(data.labels[split["val"]])
+    for what, which in found.items():
+        names = [data.targets[t] for t in np.flatnonzero(which)]
+        if names and warn:
+            shown = ", ".join(names[:6]) + (" ..." if len(names) > 6 else "")
+            said = f"{len(names)} of {len(data.targets)} targets: {what}: {shown}"
+            click.echo(f"warning: {said}", err=True)
+    for part, says in TINY_PARTS.items():
+        size = len(by_molecule(split[part], data.smiles))
+        if warn and size < TINY:
+            say_once(f"warning: only {size} molecules in {part}: {says}")
 
 
 def print_split(data, split, kind, seed):

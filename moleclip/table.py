@@ -1,42 +1,50 @@
 """The table that finetuning learns from: its label columns, checked, and how labels are scaled."""
 
-import math
+import hashlib
+import itertools
+import re
+from pathlib import Path
 from typing import NamedTuple
 
 import click
 import numpy as np
 
-from moleclip.formats import find_smiles_column, input_kind
+from moleclip.files import open_text
+from moleclip.formats import SAMPLED, find_mark, find_smiles_column, input_kind, suffix_of
+from moleclip.labels import read_cell, read_column
 from moleclip.molecules import read_molecules
-
-INDEX_NAMES = {"num", "index", "indices", "id", "idx", "row", "no", "nr", "number", ""}
-BLANKS = {"", "nan", "na", "null", "none"}
 
 
 class Data:
-    """What a CSV holds: one entry for every row, unreadable ones included.
+    """What a table holds: one entry for every row, unreadable ones included.
 
     smiles: list of str; problems: list of str, "" where the row can be used; targets: names;
     labels: float64 (rows, targets), NaN where missing; task: "regression" or "classification".
+    Of each target: columns, that it comes from; classes, the words of 0 and 1, () where it has
+    none; units; qualified, {row: text}. left_out: {column: why it is not learned}.
     """
 
     def __init__(self, path, targets=(), task="auto", smiles_column=None, split_column=None):
-        self.path, self.split_column = path, split_column
+        self.path, self.split_column, self.wanted_task = path, split_column, task
         if input_kind(path, smiles_column) != "table" or path == "-":
             raise click.ClickException(f"{path}: labels need a .csv or .tsv file with a header")
         self.molecules = list(read_molecules(path, smiles_column))
-        header = list(self.molecules[0].fields)
-        self.smiles_column = find_smiles_column(path, header, smiles_column)
+        self.header = list(self.molecules[0].fields)
+        self.smiles_column = find_smiles_column(path, self.header, smiles_column)
         self.smiles = [molecule.smiles for molecule in self.molecules]
         self.problems = [molecule.problem for molecule in self.molecules]
-        columns = self.pick_columns(header, targets)
-        parsed = [self.parse_column(name) for name in columns]
-        self.labels = np.concatenate(parsed, 1)
-        self.targets = self.name_targets(columns, [values.shape[1] for values in parsed])
-        known = self.labels[~np.isnan(self.labels)]
-        if not len(known):
-            raise click.ClickException(f"{path}: every label in {', '.join(columns)} is blank")
-        self.task = self.pick_task(task, known)
+        self.comma, self.left_out = has_semicolons(path, smiles_column), {}
+        found = self.named_columns(targets) if targets else self.pick_columns()
+        self.task = self.one_task(found)
+        for name, column in found.items():
+            self.refuse_wrong(name, column)
+        widths = {name: column.values.shape[1] for name, column in found.items()}
+        self.columns = [name for name in found for _ in range(widths[name])]
+        self.targets = self.name_targets(widths)
+        self.labels = np.concatenate([column.values for column in found.values()], 1)
+        self.classes = [found[name].classes for name in self.columns]
+        self.units = [found[name].unit for name in self.columns]
+        self.qualified = [found[name].qualified for name in self.columns]
 
     def __len__(self):
         return len(self.molecules)
@@ -45,75 +53,111 @@ class Data:
         """Return the cells of a column, stripped."""
         return [m.fields.get(name, "").strip() for m in self.molecules]
 
-    def pick_columns(self, header, wanted):
-        """Return the label columns: those asked for, or all columns of numbers but an index."""
-        asked = [("--target", name) for name in wanted]
-        if self.split_column is not None:
-            asked.append(("--split-column", self.split_column))
-        for option, name in asked:
-            if name not in header:
+    def read(self, name, positive=None):
+        """Return the Column of this name, by its rows that can be used."""
+        cells = ["" if m.problem else m.fields.get(name, "").strip() for m in self.molecules]
+        return read_column(name, cells, self.comma, positive, self.wanted_task)
+
+    def check_name(self, option, name):
+        """Refuse a column that is not there."""
+        if name not in self.header:
+            raise click.ClickException(
+                f"{self.path}: no column {name!r} for {option}; "
+                f"it has {', '.join(map(repr, self.header))}"
+            )
+
+    def named_columns(self, wanted):
+        """Return {name: Column} of those asked for: NAME, or NAME=WORD for the class that is 1."""
+        found = {}
+        for text in wanted:
+            name, equals, word = text.rpartition("=")
+            if text in self.header or not equals:
+                name, word = text, None
+            self.check_name("--target", name)
+            if name in found:
                 raise click.ClickException(
-                    f"{self.path}: no column {name!r} for {option}; "
-                    f"it has {', '.join(map(repr, header))}"
+                    f"{self.path}: two targets would be called {name!r}; name each --target once"
                 )
-        others = [name for name in header if name != self.smiles_column]
-        free = [name for name in others if name != self.split_column]
-        found = list(wanted) or [name for name in free if self.looks_like_labels(name)]
+            found[name] = self.read(name, word)
+            if found[name].reason == "every cell is blank":
+                raise click.ClickException(f"{self.path}: every label in {name} is blank")
+            if not found[name].kind:
+                raise click.ClickException(f"{self.path}: {name}: {found[name].reason}")
+        return found
+
+    def pick_columns(self):
+        """Return {name: Column} of all columns of numbers or classes that measure something."""
+        if self.split_column is not None:
+            self.check_name("--split-column", self.split_column)
+        others = [n for n in self.header if n not in (self.smiles_column, self.split_column)]
+        read = {name: self.read(name) for name in others}
+        found = {name: column for name, column in read.items() if not column.reason}
+        self.left_out = {name: each.reason for name, each in read.items() if each.reason}
+        doubtful = [name for name, column in read.items() if column.asked]
+        if doubtful:
+            name = doubtful[0]
+            choice = ", ".join(f"--target {each}" for each in (name, *found))
+            raise click.ClickException(
+                f"{self.path}: {name} looks like labels, but {read[name].reason}; "
+                f"say what to learn, such as {choice}"
+            )
         if not found:
-            hint = f"; columns beside the SMILES: {', '.join(others)}"
-            hint = hint if others else ", it has the SMILES column alone"
+            reasons = ", ".join(f"{name} ({why})" for name, why in self.left_out.items())
+            hint = f"; columns beside the SMILES: {reasons}"
+            hint = hint if reasons else ", it has the SMILES column alone"
             raise click.ClickException(
                 f"{self.path}: no column of numbers to learn from{hint}. Name one with --target"
             )
         return found
 
-    def looks_like_labels(self, name):
-        """Tell whether most cells of a column are numbers and it doesn't just count the rows.
-
-        Not all cells: a stray `>100` in a label column has to be reported, not to hide the column.
-        """
-        cells = [cell for cell in self.column(name) if cell.lower() not in BLANKS]
-        numbers = [numbers_in(cell) for cell in cells]
-        good = [values for values in numbers if values is not None]
-        if name.strip().lower() in INDEX_NAMES or not good or 2 * len(good) <= len(cells):
-            return False
-        single = [values[0] for values in good if len(values) == 1]
-        if not len(single) == len(cells) > 2:
-            return True
-        return not (float(single[0]).is_integer() and (np.diff(single) == 1).all())
-
-    def parse_column(self, name):
-        """Return a column as float64 (rows, width).
-
-        Several blank-separated labels may share one column (MoleCLIP).
-        """
-        values = []
-        for molecule, cell in zip(self.molecules, self.column(name)):
-            numbers = [] if cell.lower() in BLANKS else numbers_in(cell)
-            if numbers is None and not molecule.problem:
+    def one_task(self, found):
+        """Return "regression" or "classification"; a run has one of them."""
+        kinds = {
+            kind: [n for n in found if found[n].kind == kind] for kind in ("numbers", "classes")
+        }
+        numbers, classes = kinds["numbers"], kinds["classes"]
+        if numbers and self.wanted_task == "classification":
+            raise click.ClickException(
+                f"{self.path}: --task classification needs two classes, such as 0 and 1; "
+                f"{numbers[0]} has more"
+            )
+        if classes and self.wanted_task == "regression":
+            worded = [name for name in classes if found[name].classes]
+            if worded:
                 raise click.ClickException(
-                    f"{self.place(molecule)}: {name} is {cell!r}, not a number; "
-                    "write a number, or leave the cell blank if it was not measured"
+                    f"{self.path}: --task regression needs numbers; {worded[0]} has classes"
                 )
-            values.append(numbers or [])
-        width = max(map(len, values), default=0) or 1
-        for molecule, numbers in zip(self.molecules, values):
-            if numbers and len(numbers) != width and not molecule.problem:
-                raise click.ClickException(
-                    f"{self.place(molecule)}: {name} has {len(numbers)} labels "
-                    f"where others have {width}"
-                )
-        missing = [math.nan] * width
-        return np.array([numbers if len(numbers) == width else missing for numbers in values])
+            return "regression"
+        if numbers and classes:
+            ways = (
+                " ".join(["finetune.py --data", self.path, *(f"--target '{n}'" for n in names)])
+                for names in (numbers, classes)
+            )
+            raise click.ClickException(
+                f"{self.path}: has numbers ({', '.join(numbers)}) and classes "
+                f"({', '.join(classes)}), and a run learns one kind: {' or '.join(ways)}"
+            )
+        return "classification" if classes else "regression"
+
+    def refuse_wrong(self, name, column):
+        """Refuse a column of numbers in which some cells can't be read."""
+        if column.wrong:
+            row, text = column.wrong
+            width, count = column.values.shape[1], len(text.split())
+            says = f"is {text!r}, not a number; "
+            says += "write a number, or leave the cell blank if it was not measured"
+            if read_cell(text, self.comma):
+                says = f"has {count} labels where others have {width}"
+            raise click.ClickException(f"{self.place(self.molecules[row])}: {name} {says}")
 
     def place(self, molecule):
         """Return where a molecule stands, for messages."""
         return f"{self.path}: row {molecule.row} (line {molecule.line})"
 
-    def name_targets(self, columns, widths):
+    def name_targets(self, widths):
         """Return a name for each target: its column's, with a number where several share one."""
         names = []
-        for name, width in zip(columns, widths):
+        for name, width in widths.items():
             names += [name] if width == 1 else [f"{name}_{i + 1}" for i in range(width)]
         for name in names:
             if names.count(name) > 1:
@@ -123,59 +167,62 @@ class Data:
                 )
         return names
 
-    def pick_task(self, wanted, known):
-        """Return "regression" or "classification", by the known labels if `wanted` is auto."""
-        other = known[~np.isin(known, (0, 1))]
-        if wanted == "classification" and len(other):
-            raise click.ClickException(
-                f"{self.path}: --task classification needs labels 0 and 1 only; "
-                f"there is {other[0]:g}"
+    def keep(self, which):
+        """Keep these targets alone, by their places."""
+        self.labels = self.labels[:, which]
+        for name in ("columns", "targets", "classes", "units", "qualified"):
+            setattr(self, name, [getattr(self, name)[t] for t in which])
+
+    def notes(self):
+        """Return lines that say what of the table is learned, what isn't, and why."""
+        lines = []
+        if self.left_out:
+            names = [f"{name} ({why})" for name, why in self.left_out.items()]
+            more = f", and {len(names) - 12} more" if len(names) > 12 else ""
+            lines.append(
+                f"not learned: {', '.join(names[:12])}{more}; --target names what to learn"
             )
-        return {"auto": "regression" if len(other) else "classification"}.get(wanted, wanted)
+        for name, words in dict(zip(self.columns, self.classes)).items():
+            if words:
+                turn = f"--target '{name}={words[0]}' turns it"
+                lines.append(f"{name}: {words[1]} is the positive class, {words[0]} is 0; {turn}")
+        for name, unit, found in zip(self.columns, self.units, self.qualified):
+            if unit:
+                lines.append(f"{name}: in {unit}")
+            if found:
+                first = next(iter(found.values()))
+                says = f"{len(found)} values are not exact (such as {first})"
+                lines.append(f"{name}: {says} and are left out of training and test")
+        return lines
+
+    def parts_digest(self, split):
+        """Return the SHA-256 of the splits.csv or of the column that says the parts, else None."""
+        if self.split_column:
+            text = "\n".join(self.column(self.split_column)).encode("utf-8", "surrogateescape")
+        else:
+            text = Path(split).read_bytes() if Path(split).is_file() else None
+        return text and hashlib.sha256(text).hexdigest()
+
+    def one_column(self):
+        """Tell whether all targets come from one column, and so have one unit."""
+        return len(set(self.columns)) == 1
+
+    def why_unlabelled(self, row):
+        """Return why a row has no label to learn from, "" if it has one."""
+        if not np.isnan(self.labels[row]).all():
+            return ""
+        texts = [f"{n} is {q[row]}" for n, q in zip(self.targets, self.qualified) if row in q]
+        return f"no exact label ({', '.join(texts)})" if texts else "no label"
 
 
-def numbers_in(cell):
-    """Return the finite numbers of a blank-separated cell as floats, or None for anything else."""
-    try:
-        numbers = [float(word) if word.lower() not in BLANKS else math.nan for word in cell.split()]
-    except ValueError:
-        return None
-    return numbers if numbers and all(abs(x) < 1e30 or x != x for x in numbers) else None
-
-
-def check_targets(data, split, warn=True):
-    """Warn of targets that can't be learned or scored, and stop if there is no other."""
-    known = {part: ~np.isnan(data.labels[rows]) for part, rows in split.items()}
-    if not known["val"].any():
-        raise click.ClickException(
-            f"{data.path}: no label stands in the validation part; "
-            "take another --split or more molecules"
-        )
-    unlearned = ~known["train"].any(0)
-    untested = ~unlearned & ~known["test"].any(0)
-    if (unlearned | untested).all():
-        raise click.ClickException(
-            f"{data.path}: no target has labels both in training and in test; "
-            "take another --split or more molecules"
-        )
-    lost = "no AUC" if data.task == "classification" else "no R2 or Spearman"
-    found = {
-        "no label in training, it is not scored": unlearned,
-        "no label in test, it is not scored": untested,
-        "one value only in training": has_one_value(data.labels[split["train"]]),
-        f"one value only in test, {lost}": has_one_value(data.labels[split["test"]]),
-    }
-    for what, which in found.items():
-        names = [data.targets[t] for t in np.flatnonzero(which)]
-        if names and warn:
-            shown = ", ".join(names[:6]) + (" ..." if len(names) > 6 else "")
-            count = f"{len(names)} of {len(data.targets)} targets"
-            click.echo(f"warning: {count}: {what}: {shown}", err=True)
-
-
-def has_one_value(labels):
-    """Tell of each target whether its known labels are all the same, bool (targets,)."""
-    return np.array([len(set(column[~np.isnan(column)])) == 1 for column in labels.T])
+def has_semicolons(path, smiles_column):
+    """Tell whether semicolons separate a table's columns, so that 1,5 may be a number."""
+    if suffix_of(path) not in (".csv", ".tsv"):
+        return False
+    with open_text(path) as stream:
+        sample = list(itertools.islice(stream, SAMPLED))
+    told = re.match(r'"?sep=(.)', sample[0])
+    return (told[1] if told else find_mark(path, sample, smiles_column)) == ";"
 
 
 class LabelScale(NamedTuple):

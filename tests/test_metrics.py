@@ -28,6 +28,6 @@ def test_intervals_over_seeds_are_students():
 def test_a_table_of_long_numbers_keeps_its_columns_apart(capsys):
     long = {"mean": -0.0009665, "sd": 0.0013, "ci95": 0.0013, "seeds": 5}
     pooled = {"RMSE": long | {"mean": 2.115}, "R2": long | {"mean": -0.00096654}}
-    print_table({"mean of training": {"pooled": pooled, "targets": {}}}, 5)
+    print_table({"mean of training": {"pooled": pooled, "targets": {}}})
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.split("  ")[-1].strip() == "-0.0009665 ± 0.0013"

@@ -6,21 +6,21 @@ import pytest
 import torch
 from conftest import ROOT, table_of
 
-from moleclip.splits import make_split
-from moleclip.table import Data, LabelScale, check_targets, positive_weights
+from moleclip.splits import make_splits
+from moleclip.table import Data, LabelScale, positive_weights
 
 
 def test_esol_is_read_as_it_is():
     esol = Data(str(ROOT / "data" / "esol.csv"))
-    assert (len(esol), esol.targets, esol.task) == (1128, ["labels"], "regression")
+    assert (len(esol), esol.targets, esol.task) == (1128, ["log_solubility"], "regression")
     assert esol.smiles_column == "smiles"
     assert esol.labels.mean() == pytest.approx(-3.05, abs=0.005)
 
 
 def test_columns_as_people_have_them(tmp_path):
-    text = "num,SMILES,name,active,note,pIC50\n7,CCO,a,1,x,\n8,CCN,b,0,y,5.5\n9,CCC,c,,z,6 \n"
-    data = table_of(tmp_path, text)
-    assert data.targets == ["active", "pIC50"] and data.task == "regression"
+    text = "num,SMILES,name,logD,note,pIC50\n7,CCO,a,1,x,\n8,CCN,b,0,y,5.5\n9,CCC,c,,z,6 \n"
+    data = table_of(tmp_path, text.replace("a,1,", "a,1.5,"))
+    assert data.targets == ["logD", "pIC50"] and data.task == "regression"
     assert np.isnan(data.labels[2, 0]) and np.isnan(data.labels[0, 1])
     assert data.labels[1].tolist() == [0, 5.5]
     text = "SMILES,active,pIC50\nCCO,1,4.5\nCCN,0,\n"
@@ -61,22 +61,24 @@ def test_rare_positives_weigh_more():
 
 
 def test_targets_that_cannot_be_scored(tmp_path, capsys):
-    lines = [
-        "C,1,,0,train",
-        "CC,0,,0,train",
-        "CCC,1,1,0,val",
-        "CCCC,1,0,0,test",
-        "CCCCC,1,1,1,test",
-    ]
+    parts = ["train"] * 6 + ["val"] * 5 + ["test"] * 9
+    lines = []
+    for i, part in enumerate(parts):
+        a, b = (1, i % 2) if part != "train" else (i % 2, "")
+        lines.append(f"{'C' * (i + 1)},{a},{b},{int(i > 15)},{part}")
     text = "\n".join(["smiles,a,b,c,split", *lines, ""])
     data = table_of(tmp_path, text, split_column="split")
-    check_targets(data, make_split(data, range(5), "column", 1))
+    splits = make_splits(data, lambda: usable(data), "column", [1])
     said = capsys.readouterr().err
-    assert "1 of 3 targets: no label in training, it is not scored: b" in said
+    assert "b is not learned: no label in the training part" in said
+    assert "c is not learned: all labels of the training part are 0" in said
     assert "one value only in test, no AUC: a" in said
-    assert "one value only in training: c" in said
-    text = "smiles,y,split\nC,1,train\nCC,2.5,val\nCCC,,test\n"
-    only = table_of(tmp_path, text, split_column="split")
-    says = "no target has labels both in training and in test"
-    with pytest.raises(click.ClickException, match=says):
-        check_targets(only, {"train": [0], "val": [1], "test": [2]})
+    assert data.targets == ["a"] and splits[1]["test"] == list(range(11, 20))
+    text = text.replace("test", "")
+    only = table_of(tmp_path, text, split_column="split", targets=["a"])
+    with pytest.raises(click.ClickException, match="leave a part of the column split empty"):
+        make_splits(only, lambda: usable(only), "column", [1])
+
+
+def usable(data):
+    return [row for row in range(len(data)) if not data.why_unlabelled(row)]

@@ -1,0 +1,211 @@
+"""What the cells of a column say: numbers with their units and qualifiers, or two classes."""
+
+import math
+import re
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+
+BLANKS = {"", "nan", "na", "n/a", "#n/a", "n.a.", "nd", "n.d.", "null", "none", "-", "--", "–"}
+NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+QUALIFIED = re.compile(r"(?:[<>]=|<<|>>|[<>~≥≤≈])\s*(?=[\d.+-])")
+WITH_UNIT = re.compile(rf"({NUMBER})\s*([A-Za-zµμ%°Å][A-Za-zµμ%°Å/·*^0-9 ().-]{{0,19}})?")
+PAIRS = ({0, 1}, {1, 2}, {-1, 1})  # of numbers that are classes
+YES = {"active", "yes", "true", "high", "positive", "pos", "+", "y", "t", "toxic", "hit", "pass"}
+NO = {"inactive", "no", "false", "low", "negative", "neg", "-", "n", "f", "nontoxic", "fail"}
+COUNTER = r"unnamed:?.*|num|no\.?|nr\.?|number|rows?|index|indices|idx|#|"
+IDENTIFIER = re.compile(  # of a name in lower case
+    rf"({COUNTER})|(.*[ _.-])?(id|ids|[csau]id|cas)([ _.-].*)?"
+    r"|(.*[ _.-])?(fold|lot|batch|plate|split|seed|replicate)([ _.-]?(no|nr|num|number|id|\d+))?"
+)
+FEW = 10  # different words that may be classes
+
+
+class Column(NamedTuple):
+    """What a column holds, as far as it can be learned."""
+
+    kind: str  # "numbers", "classes", or "" if it can't be learned
+    reason: str = ""  # why it can't be learned, or is only if it is named
+    asked: bool = False  # whether it looks like labels in spite of that
+    values: np.ndarray | None = None  # float64 (rows, width), NaN where missing
+    classes: tuple = ()  # the words of 0 and of 1; () for numbers, and for 0 and 1 as such
+    unit: str = ""  # of every number
+    qualified: dict = {}  # {row: text} of what is no exact number, such as >10
+    wrong: tuple = ()  # (row, text) of the first cell that can't be read, for a column of numbers
+
+
+class Cell(NamedTuple):
+    """The numbers of one cell."""
+
+    numbers: list
+    unit: str = ""
+    qualified: bool = False
+
+
+def read_column(name, cells, comma=False, positive=None, task="auto"):
+    """Return the Column that stripped cells make.
+
+    comma: whether 1,5 is a number. positive: the word that is to be class 1. Several
+    blank-separated numbers may share a cell (MoleCLIP).
+    """
+    known = {i: cell for i, cell in enumerate(cells) if cell.lower() not in BLANKS - {"-"}}
+    signs = set(known.values()) == {"+", "-"}
+    known = {i: cell for i, cell in known.items() if signs or cell != "-"}
+    words = Counter(cell.lower() for cell in known.values())
+    if not known:
+        return Column("", "every cell is blank")
+    comma = comma and any(re.search(r"\d,\d", cell) for cell in known.values())
+    read = {i: read_cell(cell, comma) for i, cell in known.items()}
+    good = {i: cell for i, cell in read.items() if cell}
+    if signs or (not good and len(words) == 2 < len(known)):
+        return two_classes(words, known, len(cells), positive)
+    if 2 * len(good) <= len(known):
+        return unreadable(known, words, len(good))
+    column = numbers(good, known, len(cells))
+    kinds = set(np.unique(column.values[~np.isnan(column.values)])) if column.kind else set()
+    if kinds <= {0, 1} or (column.values.shape[1] == 1 and kinds in PAIRS):
+        column = numbers_as_classes(column, kinds, positive, task) if column.kind else column
+    if not column.reason and identifies(name, column, [known[i] for i in good]):
+        column = column._replace(reason="numbers as of an index, ids or parts")
+    elif not column.reason and len(kinds) == 1:
+        column = column._replace(reason="the same in every row")
+    return column
+
+
+def read_cell(text, comma=False):
+    """Return the Cell of a text, None if it holds no numbers.
+
+    Spellings that Python alone reads, such as 2021_014 and infinity, are none.
+    """
+    text = text.replace("−", "-")
+    if comma:
+        if "." in text:
+            return None
+        text = text.replace(",", ".")
+    qualifier = QUALIFIED.match(text)
+    text = text[qualifier.end() :] if qualifier else text
+    words, unit = text.split(), ""
+    if not all(re.fullmatch(NUMBER, word) or word.lower() in BLANKS for word in words):
+        found = WITH_UNIT.fullmatch(text)
+        if not found:
+            return None
+        words, unit = [found[1]], found[2].strip()
+    values = [math.nan if word.lower() in BLANKS else float(word) for word in words]
+    fits = all(math.isnan(value) or abs(value) < 1e30 for value in values)
+    return Cell(values, unit, bool(qualifier)) if values and fits else None
+
+
+def two_classes(words, known, rows, positive):
+    """Return the Column of two words."""
+    negative, active = in_order(*words)
+    if positive and positive.lower() not in words:
+        return Column("", f"has the classes {negative} and {active}, none is {positive!r}")
+    if positive and positive.lower() == negative:
+        negative, active = active, negative
+    spelt = {cell.lower(): cell for cell in reversed(known.values())}
+    values = np.full((rows, 1), math.nan)
+    for i, cell in known.items():
+        values[i] = cell.lower() == active
+    return Column("classes", values=values, classes=(spelt[negative], spelt[active]))
+
+
+def in_order(first, second):
+    """Return two words, the one for class 0 before the one for class 1."""
+    denied = [f"{no}{first}" for no in ("in", "im", "non", "non-", "un", "not ", "not_")]
+    if first in YES or second in NO or second in denied:
+        return second, first
+    if second in YES or first in NO or second in first:
+        return first, second
+    return tuple(sorted((first, second)))
+
+
+def unreadable(known, words, good):
+    """Return the Column of cells of which most are no numbers."""
+    commas = sum(bool(re.fullmatch(r"[+-]?\d*,\d+", cell)) for cell in known.values())
+    if 2 * (commas + good) > len(known):
+        says = "its decimal commas are read in tables separated by semicolons alone; write points"
+        return Column("", says, asked=True)
+    shown = ", ".join(list(words)[:3])
+    if len(words) == 1:
+        return Column("", "the same in every row")
+    if len(words) <= FEW and 2 * len(words) <= len(known):
+        says = f"{len(words)} different words ({shown}{', ...' * (len(words) > 3)}); to learn it, "
+        says += "write numbers, or two classes, and leave blank what is neither"
+        return Column("", says, asked=bool(set(words) & (YES | NO)))
+    if 5 * good >= len(known):
+        odd = next(cell for cell in known.values() if not read_cell(cell))
+        says = f"most of its cells are no numbers ({odd[:40]!r})"
+        return Column("", says, asked=True)
+    return Column("", "words")
+
+
+def numbers(good, known, rows):
+    """Return the Column of a column of numbers: without its unit, exact ones alone."""
+    exact = {i: cell.numbers for i, cell in good.items() if not cell.qualified}
+    qualified = {i: known[i] for i, cell in good.items() if cell.qualified}
+    units = Counter(cell.unit.replace("μ", "µ") for cell in good.values())
+    if len(units) > 1:
+        shown = ", ".join(f"{n} in {unit}" if unit else f"{n} bare" for unit, n in units.items())
+        return Column("", f"units are mixed ({shown[:80]}); write all in one", asked=len(units) < 6)
+    if not exact:
+        return Column("", f"holds no exact number ({next(iter(qualified.values()))})", asked=True)
+    width = max(map(len, exact.values()))
+    odd = [i for i in known if i not in good] + [i for i in exact if len(exact[i]) != width]
+    values = np.full((rows, width), math.nan)
+    for i, found in exact.items():
+        if len(found) == width:
+            values[i] = found
+    reason, most = "", 2 * len(qualified) > len(known)
+    if most:
+        first = next(iter(qualified.values()))
+        reason = f"most of its values are not exact ({first}); {len(exact)} are"
+    wrong = (odd[0], known[odd[0]]) if odd else ()
+    return Column("numbers", reason, most, values, (), *units, qualified, wrong)
+
+
+def numbers_as_classes(column, kinds, positive, task):
+    """Return a Column of two numbers as classes; 0 and 1 need no words."""
+    if column.unit or column.qualified or (task == "regression" and kinds != {0, 1}):
+        return column
+    low, high = ("0", "1") if kinds <= {0, 1} else (f"{value:g}" for value in sorted(kinds))
+    values = column.values
+    if kinds not in ({0}, {1}, {0, 1}):
+        values = np.where(np.isnan(values), math.nan, values == max(kinds))
+    if positive not in (None, low, high):
+        return Column("", f"has the classes {low} and {high}, none is {positive!r}")
+    if positive == low:
+        return column._replace(kind="classes", values=1 - values, classes=(high, low))
+    words = () if (low, high) == ("0", "1") else (low, high)
+    return column._replace(kind="classes", values=values, classes=words)
+
+
+def identifies(name, column, cells):
+    """Tell whether numbers rather name the rows than measure something: ids, folds, lots."""
+    if IDENTIFIER.fullmatch(name.strip().lower()) or re.search(r"[a-z](Id|ID|CID)$", name.strip()):
+        return True
+    if column.kind != "numbers" or column.values.shape[1] > 1 or column.unit or column.qualified:
+        return False
+    values = [float(value) for value in column.values[:, 0] if not math.isnan(value)]
+    return len(values) == len(set(values)) > 2 and all(value.is_integer() for value in values)
+
+
+def unlearnable(labels, splits):
+    """Return why each target of labels (rows, targets) can't be learned, "" if it can.
+
+    It needs two different labels in the training part of every one of the splits.
+    """
+    lost = [""] * labels.shape[1]
+    for split in splits:
+        for t, column in enumerate(labels[split["train"]].T):
+            values = set(column[~np.isnan(column)])
+            if not values:
+                lost[t] = "no label in the training part"
+            elif len(values) == 1:
+                lost[t] = f"all labels of the training part are {values.pop():g}"
+    return lost
+
+
+def has_one_value(labels):
+    """Tell of each target whether its known labels are all the same, bool (targets,)."""
+    return np.array([len(set(column[~np.isnan(column)])) == 1 for column in labels.T])
