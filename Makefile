@@ -56,7 +56,7 @@ for name, scores in test.items():
 print("The encoder started from weights/moleclip-small.pt; neither there nor in the demo's drawings is a molecule of ESOL.")
 print("\nNew molecules, demo/predictions.csv")
 for line in csv.DictReader(open("demo/predictions.csv")):
-    print(f"    row {line['row']:>2s}  {line['name'][:34]:34s} {line['labels'] or line['error']}")
+    print(f"    row {line['row']:>2s}  {line['name'][:34]:34s} {line['log_solubility'] or line['error']}")
 print("\ndrawings       demo/shards/        their labels   demo/labels.npz")
 print("encoder        demo/encoder.pt     its course     demo/encoder.curves.png")
 print("finetuned run  $(SOLUBILITY)/      its report     $(SOLUBILITY)/report.png")

@@ -108,11 +108,11 @@ def test_an_ensemble_has_mean_and_spread(road, tmp_path):
     (tmp_path / "a.smi").write_text("CCO\nC1CC\n")
     words = tmp_path / "m.onnx", tmp_path / "a.smi"
     first, second = predict_into(tmp_path / "a.csv", *words)
-    columns = ["labels", "labels_spread", "nearest_training", "error"]
+    columns = ["log_solubility", "log_solubility_spread", "nearest_training", "error"]
     assert list(first) == ["row", "smiles", "name", *columns]
-    assert float(first["labels"]) == pytest.approx(got["prediction"][0, 0], abs=1e-5)
-    assert float(first["labels_spread"]) == pytest.approx(got["spread"][0, 0], abs=1e-5)
-    assert second["labels_spread"] == "" and second["error"]
+    assert float(first["log_solubility"]) == pytest.approx(got["prediction"][0, 0], abs=1e-5)
+    assert float(first["log_solubility_spread"]) == pytest.approx(got["spread"][0, 0], abs=1e-5)
+    assert second["log_solubility_spread"] == "" and second["error"]
     line = mistake(predict.main, *words, "--embeddings", tmp_path / "e.npy")
     assert "has no embedding" in line
 
@@ -144,7 +144,7 @@ def test_r_groups_are_drawn_as_in_training(road, tmp_path, prebuilt):
     replaced = draw(layout(replace_terminals(parse(PARACETAMOL))))
     images = to_rgb(np.stack([picture_of(PARACETAMOL), replaced]))
     plain, ends = onnx_says(road / "model.onnx", images)["prediction"].ravel()
-    assert float(line["labels"]) == pytest.approx(ends, abs=1e-4)
+    assert float(line["log_solubility"]) == pytest.approx(ends, abs=1e-4)
     assert plain != pytest.approx(ends, abs=1e-4)
 
 
@@ -153,7 +153,7 @@ def test_what_cannot_be_one_file(road, tmp_path):
     out = tmp_path / "m.onnx"
     for name, says, seed, changes in (
         ("b", "export them separately", 2, {"new_encoder": True, "targets": ["x"]}),
-        ("c", "'labels' stands in several", 2, {"targets": ["x", "labels"]}),
+        ("c", "'log_solubility' stands in several", 2, {"targets": ["x", "log_solubility"]}),
         ("d", "hold the same model", 1, {}),
         ("e", "was trained on other drawings", 2, {"config": {"max_atoms": 40}}),
     ):
@@ -236,7 +236,7 @@ def test_the_fingerprints_are_of_the_training_molecules(road, tmp_path):
     wanted = {pack_fingerprint(parse(smiles)).tobytes() for smiles in train}
     known = OnnxModel(str(model), "cpu")
     assert {row.tobytes() for row in known.training} == wanted
-    assert known.facts["runs"][0]["targets"] == ["labels"]
+    assert known.facts["runs"][0]["targets"] == ["log_solubility"]
     (tmp_path / "a.smi").write_text(f"{train[3]}\nC[Si](C)(C)C#C[Ge]\n")
     lines = predict_into(tmp_path / "a.csv", model, tmp_path / "a.smi")
     first, second = (float(line["nearest_training"]) for line in lines)
@@ -264,7 +264,7 @@ def test_a_file_without_fingerprints(road, tmp_path, prebuilt):
         assert model.training is None and model.facts["sketch"] is None
     (tmp_path / "a.smi").write_text("CCO\n")
     (line,) = predict_into(tmp_path / "b.csv", out, tmp_path / "a.smi")
-    assert list(line) == ["row", "smiles", "name", "labels", "error"]
+    assert list(line) == ["row", "smiles", "name", "log_solubility", "error"]
 
 
 def test_mistakes(road, tmp_path):

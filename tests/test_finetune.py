@@ -27,7 +27,7 @@ def test_same_seed_same_numbers_and_two_seeds(toy):
         assert (toy / "again" / "seed-1" / name).read_bytes() == before.read_bytes()
     lines = rows_of(toy / "again" / "predictions.csv")
     assert len(lines) == 40 and "SMILES" in lines[4]["error"]
-    assert lines[4]["predicted_labels"] == "" and lines[5]["predicted_labels"] != ""
+    assert lines[4]["predicted_log_solubility"] == "" and lines[5]["predicted_log_solubility"] != ""
 
 
 def test_two_processes_learn_what_one_does(toy):
@@ -40,7 +40,7 @@ def test_two_processes_learn_what_one_does(toy):
         one, two = (column(toy / name / "history.csv", kind) for name in ("one", "two"))
         assert two == pytest.approx(one, rel=1e-4)
     files = (toy / name / "predictions.csv" for name in ("one", "two"))
-    one, two = (column(path, "predicted_labels") for path in files)
+    one, two = (column(path, "predicted_log_solubility") for path in files)
     assert two == pytest.approx(one, rel=1e-3, abs=1e-3)
 
 
@@ -92,7 +92,7 @@ def test_the_head_learns_first(toy, tmp_path, watched):
     assert float(history[0]["val_loss"]) == pytest.approx(float(kept["val_loss"]), rel=1e-5)
     invoke(finetune.main, *words, 0.01, "-o", alone)  # the weights of epoch 0, encoder and head
     files = (folder / "predictions.csv" for folder in (head, alone))
-    head, alone = (column(path, "predicted_labels") for path in files)
+    head, alone = (column(path, "predicted_log_solubility") for path in files)
     assert alone == pytest.approx(head, abs=1e-4)
 
 
@@ -125,7 +125,7 @@ def test_dhbd_as_written(road, desk):
     said = desk.run("python finetune.py --data dhbd.csv --init nowhere.pt", code=1)
     assert "taking" in said and "dhbd.csv" in said and "nowhere.pt: no such file" in said
     data = Data(str(ROOT / "data" / "dhbd.csv"))
-    assert (len(data), data.targets, data.task) == (6994, ["labels"], "regression")
+    assert (len(data), data.targets, data.task) == (6994, ["log_solubility"], "regression")
     assert data.labels.mean() == pytest.approx(7.778, abs=0.001)
 
 
@@ -159,7 +159,7 @@ def test_a_classification_run(toy):
     assert len(scores["targets"]) == 27 and 0 <= scores["pooled"]["ROC-AUC"]["mean"] <= 1
 
 
-ONLY_01 = "labels 0 and 1 only; there is 2"
+TWO = "--task classification needs two classes, such as 0 and 1; y has more"
 
 
 @pytest.mark.parametrize(
@@ -167,9 +167,9 @@ ONLY_01 = "labels 0 and 1 only; there is 2"
     [
         ("name,value\na,1\n", [], "no SMILES column"),
         ("smiles,name\nCCO,a\n", [], "no column of numbers"),
-        ("smiles,y\nCCO,1.5\nCCN,>100\nCCC,2\n", [], "row 1 (line 3): y is '>100', not a number"),
+        ("smiles,y\nCCO,1.5\nCCN,high\nCCC,2\n", [], "row 1 (line 3): y is 'high', not a number"),
         ("smiles,y\nCCO,1.5\n", ["--target", "z"], "no column 'z'"),
-        ("smiles,y\nCCO,1\nCCN,2\n", ["--task", "classification"], ONLY_01),
+        ("smiles,y\nCCO,1.5\nCCN,2\n", ["--task", "classification"], TWO),
         ("smiles,y\nCCO,\nCCN,\n", ["--target", "y"], "every label in y is blank"),
         ("smiles,y\nC1CC,1.5\n?,2.5\n", [], "none of its 2 rows is a readable molecule"),
         ("smiles,y\nCCO,1.5\nCCN,2.5\n", [], "at least 10 are needed"),

@@ -30,7 +30,7 @@ def test_the_label_scale_keeps_its_names_in_the_file(road):
     """Files of all versions say center and spread."""
     model, checkpoint = load_model(road / "runs" / "solubility" / "model.pt")
     known = rows_of(road / "runs" / "solubility" / "predictions.csv")
-    train = [float(line["true_labels"]) for line in known if line["split"] == "train"]
+    train = [float(line["true_log_solubility"]) for line in known if line["split"] == "train"]
     values = torch.tensor(train)
     assert checkpoint["center"].item() == pytest.approx(values.mean().item(), rel=1e-5)
     assert checkpoint["spread"].item() == pytest.approx(values.std(correction=0).item(), rel=1e-5)
@@ -50,7 +50,7 @@ def test_a_frozen_encoder_stays_and_its_head_fits(toy, road):
 
 
 def test_raw_labels_r_groups_and_a_model_as_start(toy):
-    words = "--raw-labels --r-groups --augment intense --init runs/toy/model.pt -o raw"
+    words = "--raw-labels --r-groups --augment intense --init runs/toy/model.pt --force -o raw"
     toy.run(f"python finetune.py --data toy.csv --epochs 1 {words}")
     model, checkpoint = load_model(toy / "raw" / "model.pt")
     assert model.label_mean.item() == 0 and model.label_std.item() == 1
@@ -61,5 +61,5 @@ def test_raw_labels_r_groups_and_a_model_as_start(toy):
     assert (plain[0] != ends[0]).any()
     got = predict_rows(model, ends, [0, 7], "regression", 2, torch.device("cpu"))
     lines = rows_of(toy / "raw" / "predictions.csv")
-    written = [float(lines[row]["predicted_labels"]) for row in (0, 7)]
+    written = [float(lines[row]["predicted_log_solubility"]) for row in (0, 7)]
     assert got[:, 0] == pytest.approx(written, abs=1e-4)

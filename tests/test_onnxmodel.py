@@ -21,7 +21,7 @@ def test_contract_of_the_file(road):
     assert (images.name, images.type) == ("images", "tensor(uint8)")
     assert images.shape[1:] == [224, 224, 3] and isinstance(images.shape[0], str)
     assert outputs["embedding"].shape[1] == 512 and outputs["prediction"].shape[1] == 1
-    assert facts["targets"] == ["labels"] and facts["task"] == "regression"
+    assert facts["targets"] == ["log_solubility"] and facts["task"] == "regression"
     assert facts["runs"][0]["metrics"]["test"]["pooled"]["MAE"] > 0
     onnx.checker.check_model(str(road / "model.onnx"), full_check=True)
 

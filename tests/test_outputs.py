@@ -23,7 +23,7 @@ CLICKS = """<script>
     const seen = [document.title, rows()];
     const press = name => [...document.querySelectorAll("th button")]
         .find(b => b.textContent === name).click();
-    for (const name of ["labels", "labels", "smiles"]) { press(name); seen.push(rows()); }
+    for (const name of ["log_solubility", "log_solubility", "smiles"]) { press(name); seen.push(rows()); }
     const box = document.getElementById("filter");
     box.value = "a&b";
     box.dispatchEvent(new Event("input"));
@@ -164,7 +164,7 @@ def test_the_page_is_one_file_and_escapes_everything(page):
     text, data = page.read_text(), data_of(page)
     assert "<img" not in text and text.count("<script") == 2 == text.count("</script")
     assert not re.search(r"https?://", text) and len(text) < 40_000
-    columns = ["row", "smiles", "name", "labels", "nearest_training", "error"]
+    columns = ["row", "smiles", "name", "log_solubility", "nearest_training", "error"]
     assert data["columns"] == columns and data["more"] == 0
     names = [line["name"] for line in rows_of(page.with_suffix(".csv"))]
     assert [row[2] for row in data["rows"]] == names and names[0].startswith("<img")
@@ -181,8 +181,8 @@ def test_the_page_sorts_and_filters_in_chromium(page):
     seen = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout)[1]
     title, at_first, down, up, by_smiles, filtered, images = seen.split("|")
     lines = rows_of(page.with_suffix(".csv"))
-    order = sorted((0, 1, 3), key=lambda row: float(lines[row]["labels"]))
-    assert title == "labels, predicted for a.smi" and at_first == "0,1,2,3"
+    order = sorted((0, 1, 3), key=lambda row: float(lines[row]["log_solubility"]))
+    assert title == "log_solubility, predicted for a.smi" and at_first == "0,1,2,3"
     assert filtered == "3" and images == "1" and by_smiles == "2,3,1,0"
     assert up == ",".join(map(str, [*order, 2]))
     assert down == ",".join(map(str, [*order[::-1], 2]))

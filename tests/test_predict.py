@@ -19,7 +19,7 @@ BLOCKED = ("torch", "clip", "sklearn", "scipy", "matplotlib", "onnx", "pandas")
 OWN = ["row", "smiles", "name"]
 
 
-def values_of(path, column="labels"):
+def values_of(path, column="log_solubility"):
     return [float(line[column]) if line[column] else None for line in rows_of(path)]
 
 
@@ -49,7 +49,7 @@ def test_one_line_for_every_row(road):
     assert [int(line["row"]) for line in lines] == list(range(22)) and len(source) == 22
     for line, text in zip(lines, source):
         assert text == f"{line['smiles']} {line['name']}"
-        assert bool(line["error"]) != bool(line["labels"])
+        assert bool(line["error"]) != bool(line["log_solubility"])
     assert [row for row, line in enumerate(lines) if line["error"]] == [5, 13]
     assert "20 molecules predicted on CPU, 2 rows could not be" in road.said["predict"]
 
@@ -58,7 +58,7 @@ def test_predictions_are_those_of_the_run_folder(road, desk):
     known = rows_of(road / "runs" / "solubility" / "predictions.csv")[:20]
     desk.write("some.smi", [line["smiles"] for line in known])
     desk.run(["python", "predict.py", road / "model.onnx", "some.smi"])
-    wanted = [float(line["predicted_labels"]) for line in known]
+    wanted = [float(line["predicted_log_solubility"]) for line in known]
     assert values_of(desk / "predictions.csv") == pytest.approx(wanted, abs=1e-4)
 
 
@@ -95,15 +95,15 @@ def test_batch_and_part_do_not_matter(road, predicted, library, tmp_path, monkey
 
 def test_keep_columns(road, tmp_path):
     (tmp_path / "a.csv").write_text(
-        'SMILES,id,labels,note\nCCO,7,1.5,"two\nlines, one cell"\nC1CC,8\nCCN,9,2.5,\n'
+        'SMILES,id,log_solubility,note\nCCO,7,1.5,"two\nlines, one cell"\nC1CC,8\nCCN,9,2.5,\n'
     )
     said = say(road, tmp_path / "a.csv", tmp_path / "o.csv", "--keep-columns")
     lines = rows_of(tmp_path / "o.csv")
-    kept = ["SMILES", "id", "input_labels", "note"]
-    assert list(lines[0]) == [*OWN, *kept, "labels", "nearest_training", "error"]
+    kept = ["SMILES", "id", "input_log_solubility", "note"]
+    assert list(lines[0]) == [*OWN, *kept, "log_solubility", "nearest_training", "error"]
     assert [line["id"] for line in lines] == ["7", "8", "9"]
-    assert lines[0]["note"] == "two\nlines, one cell" and lines[2]["input_labels"] == "2.5"
-    assert "fields where the header has 4" in lines[1]["error"] and lines[1]["labels"] == ""
+    assert lines[0]["note"] == "two\nlines, one cell" and lines[2]["input_log_solubility"] == "2.5"
+    assert "fields where the header has 4" in lines[1]["error"] and lines[1]["log_solubility"] == ""
     assert "2 molecules" in said
     (tmp_path / "b.csv").write_text("smiles,name,row\nCCO,ethanol,x\n")
     say(road, tmp_path / "b.csv", tmp_path / "o.csv", "--keep-columns")
@@ -112,10 +112,10 @@ def test_keep_columns(road, tmp_path):
 
 
 def test_columns_that_cannot_be_kept(road, tmp_path):
-    (tmp_path / "c.csv").write_text("smiles,labels,input_labels\nCCO,1,2\n")
+    (tmp_path / "c.csv").write_text("smiles,log_solubility,input_log_solubility\nCCO,1,2\n")
     (tmp_path / "d.smi").write_text("CCO\n")
     for name, says in (
-        ("c.csv", "two kept columns would be called 'input_labels'"),
+        ("c.csv", "two kept columns would be called 'input_log_solubility'"),
         ("d.smi", "needs a .csv or .tsv"),
     ):
         words = road / "model.onnx", tmp_path / name, "--keep-columns"
@@ -128,11 +128,11 @@ def test_views_are_the_random_drawings_of_the_row(road, tmp_path):
     say(road, tmp_path / "a.smi", *files, "--views", "4")
     line = rows_of(tmp_path / "a.csv")[1]
     outputs = OnnxModel(str(road / "model.onnx"), "cpu").run(draw_views(1, DRUG, views=4, seed=0))
-    told, spread = outputs["prediction"], float(line["labels_view_spread"])
-    assert float(line["labels"]) == pytest.approx(told.mean(), abs=1e-4)
+    told, spread = outputs["prediction"], float(line["log_solubility_view_spread"])
+    assert float(line["log_solubility"]) == pytest.approx(told.mean(), abs=1e-4)
     assert spread == pytest.approx(told.std(), abs=1e-4) and told.std() > 0
     assert np.load(tmp_path / "a.npy")[1] == pytest.approx(outputs["embedding"].mean(0), abs=1e-4)
-    wanted = [*OWN, "labels", "labels_view_spread", "nearest_training", "error"]
+    wanted = [*OWN, "log_solubility", "log_solubility_view_spread", "nearest_training", "error"]
     assert list(line) == wanted
 
 

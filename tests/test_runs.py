@@ -27,14 +27,14 @@ def test_the_run_folder(road):
     best = min(history, key=lambda h: (float(h["val_loss"]), -int(h["epoch"])))
     assert metrics["best_epoch"] == int(best["epoch"])
     test = [line for line in lines if line["split"] == "test"]
-    truth = [float(line["true_labels"]) for line in test]
-    predicted = [float(line["predicted_labels"]) for line in test]
+    truth = [float(line["true_log_solubility"]) for line in test]
+    predicted = [float(line["predicted_log_solubility"]) for line in test]
     mae = {name: scores["pooled"]["MAE"] for name, scores in metrics["test"].items()}
     assert len(test) == 8
     assert set(mae) == {"this model", "ECFP + MLP", "ECFP + random forest", "mean of training"}
     error = skm.mean_absolute_error(truth, predicted)
     assert mae["this model"] == pytest.approx(error, rel=1e-4)
-    train = [float(line["true_labels"]) for line in lines if line["split"] == "train"]
+    train = [float(line["true_log_solubility"]) for line in lines if line["split"] == "train"]
     error = np.abs(np.array(truth) - np.mean(train)).mean()
     assert mae["mean of training"] == pytest.approx(error, rel=1e-4)
     for word in ("this model", "ECFP + MLP", "64 train, 8 val, 8 test"):
@@ -48,14 +48,14 @@ def test_the_metrics_of_the_aggregate(toy):
     each = [run["test"]["this model"]["pooled"]["MAE"] for run in facts["runs"]]
     assert summary["mean"] == pytest.approx(np.mean(each))
     assert summary["sd"] == pytest.approx(np.std(each, ddof=1)) and summary["ci95"] > summary["sd"]
-    best = min(facts["runs"], key=lambda run: run["val_loss"])["seed"]
+    best = min(facts["runs"], key=lambda run: run["val_against_mean"])["seed"]
     models = [(folder / "model.pt").read_bytes() for folder in (out, out / f"seed-{best}")]
     assert facts["best_seed"] == best and models[0] == models[1]
     keys = ("method", "target", "metric")
     scores = {tuple(line[key] for key in keys): line for line in rows_of(out / "scores.csv")}
     written = float(scores["this model", "", "MAE"]["ci95"])
     assert written == pytest.approx(summary["ci95"], rel=1e-4)
-    assert ("ECFP + MLP", "labels", "RMSE") in scores
+    assert ("ECFP + MLP", "log_solubility", "RMSE") in scores
 
 
 def test_the_rows_of_the_aggregate(toy):
@@ -67,9 +67,9 @@ def test_the_rows_of_the_aggregate(toy):
     assert len(lines) == 40 and len(splits) == 39 and 4 not in splits
     for i in splits:
         line, pair = lines[i], [run[i] for run in seeds]
-        values = [float(each["predicted_labels"]) for each in pair]
-        assert line["predicted_labels"] == pair[best - 1]["predicted_labels"]
-        assert float(line["mean_labels"]) == pytest.approx(np.mean(values), rel=1e-5)
+        values = [float(each["predicted_log_solubility"]) for each in pair]
+        assert line["predicted_log_solubility"] == pair[best - 1]["predicted_log_solubility"]
+        assert float(line["mean_log_solubility"]) == pytest.approx(np.mean(values), rel=1e-5)
         assert int(line["tested"]) == sum(each["split"] == "test" for each in pair)
         assert splits[i]["split"] == pair[best - 1]["split"]
         assert [splits[i]["seed_1"], splits[i]["seed_2"]] == [each["split"] for each in pair]
