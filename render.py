@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from moleclip import options
 from moleclip.drawing import FONTS, draw_all, font_path
-from moleclip.files import read_arrays, save_json, save_table, save_whole
+from moleclip.files import check_output, read_arrays, save_json, save_table, save_whole
 from moleclip.molecules import BLOCK, Rejected, find_input, input_facts, read_molecules
 from moleclip.pixels import SIZE, inflate, to_rgb
 from moleclip.shards import MANIFEST_KEYS, load_manifest, shard_path, write_shard
@@ -167,10 +167,11 @@ def preview_row(sheet, top, views, molecule, result):
 def main(source, out, workers, part, resume, grid, smiles_column, **drawing):
     """Draw the molecules of SOURCE into shards.
 
-    SOURCE: .smi, .txt, .csv, .tsv, gzipped or not, or - for standard input.
+    SOURCE: .smi, .txt, .csv, .tsv, .sdf, gzipped or not, .xlsx, .parquet, or - for standard input.
     """
     source = find_input(source)
     if grid:
+        check_output(grid, source)
         return preview(read_molecules(source, smiles_column), grid, workers, **drawing)
     if source == "-" and (resume or part.count > 1):
         raise click.UsageError(

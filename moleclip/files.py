@@ -1,17 +1,58 @@
-"""Files that are whole or not there, and what is wrong with one, in a line."""
+"""Files: opened, inflated, written whole or not at all; what is wrong with one, in a line."""
 
 import csv
+import gzip
+import importlib
+import io
 import json
 import os
 import struct
+import sys
 import zipfile
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import click
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent  # the project's folder
+UTF8 = 'UTF-8 (in Excel: "CSV UTF-8")'
+
+
+def open_bytes(path):
+    """Open a file or standard input (`-`) for reading bytes; gzip is recognised by its content.
+
+    Raises click.ClickException if it can't be read.
+    """
+    try:
+        if path == "-" and sys.stdin is None:
+            raise click.ClickException("standard input is closed; give a file")
+        # Not sys.stdin's own: a thread that waits for it would break the interpreter's shutdown.
+        raw = os.fdopen(os.dup(0), "rb") if path == "-" else open(path, "rb")
+        gzipped = raw.peek(2)[:2] == b"\x1f\x8b"
+    except OSError as error:
+        raise click.ClickException(f"{path}: can't be read ({error.strerror})") from None
+    return io.BufferedReader(gzip.GzipFile(fileobj=raw)) if gzipped else raw
+
+
+def open_text(path):
+    """Open a UTF-8 file, skipping a byte-order mark; bytes that are not UTF-8 pass unchanged."""
+    stream = open_bytes(path)
+    if stream.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise click.ClickException(f"{path}: is UTF-16; save it as {UTF8}")
+    return io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def library(name, path):
+    """Return an optional library. Raises click.ClickException if it isn't there."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        package = name.partition(".")[0]
+        raise click.ClickException(
+            f"{path}: needs {package}, which is not installed: pip install {package}"
+        ) from None
 
 
 def check_output(path, *inputs):
@@ -25,10 +66,31 @@ def check_output(path, *inputs):
     for source in inputs:
         if path.exists() and Path(source).exists() and os.path.samefile(path, source):
             raise click.ClickException(f"-o {path}: is the input itself; give another name")
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    folders = final_path(path).absolute().parents
+    parent = next(folder for folder in folders if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         why = f"{parent} is not a folder you may write to"
         raise click.ClickException(f"{path}: can't be written ({why})")
+
+
+def final_path(path):
+    """Return the file that is written under this name: a link's target, so that the link stays.
+
+    Raises click.ClickException for what is there and no regular file, such as a device.
+    """
+    path = Path(path)
+    final = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if final.is_symlink() or (path.exists() and not path.is_file()):
+        raise click.ClickException(f"{path}: is no regular file; give the name of one")
+    return final
+
+
+def packed(path, data):
+    """Return bytes as they stand in a file of that name: gzipped if it ends in .gz.
+
+    Gzipped pieces may follow each other in one file.
+    """
+    return gzip.compress(data, mtime=0) if Path(path).suffix == ".gz" else data
 
 
 def save_whole(path, write):
@@ -36,7 +98,7 @@ def save_whole(path, write):
 
     Raises click.ClickException where the disk refuses; nothing is left behind then.
     """
-    path = Path(path)
+    path = final_path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,13 +118,16 @@ def save_json(path, facts):
 
 
 def save_table(path, header, rows):
-    """Write a CSV from any iterable of rows, whole or not at all."""
+    """Write a CSV from any iterable of rows, whole or not at all; gzipped if it ends in .gz."""
 
     def write(name):
-        with open(name, "w", newline="", errors="surrogateescape") as stream:
-            table = csv.writer(stream)
-            table.writerow(header)
-            table.writerows(rows)
+        with open(name, "wb") as raw:
+            zipped = Path(path).suffix == ".gz"
+            target = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if zipped else raw
+            with io.TextIOWrapper(target, "utf-8", "surrogateescape", newline="") as stream:
+                table = csv.writer(stream)
+                table.writerow(header)
+                table.writerows(rows)
 
     save_whole(path, write)
 
@@ -125,6 +190,12 @@ def map_member(path, archive, info):
         lengths = struct.unpack("<HH", stream.read(4))
     start = info.header_offset + 30 + sum(lengths) + header
     return np.memmap(path, dtype, "r", start, shape)
+
+
+@cache
+def say_once(text):
+    """Print a line to stderr, unless it was printed before."""
+    click.echo(text, err=True)
 
 
 def one_line(error):

@@ -4,20 +4,23 @@ import csv
 import gzip
 import hashlib
 import os
+import re
 import zlib
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import click
-from rdkit import Chem
+from rdkit import Chem, rdBase
 from rdkit.Chem.Scaffolds import MurckoScaffold
 
-from moleclip.files import ROOT
-from moleclip.formats import input_kind, open_bytes, open_text, read_lines, read_table
+from moleclip.files import ROOT, open_bytes
+from moleclip.formats import input_kind, read_records
 
 BLOCK = 1024  # consecutive rows that belong together: to one shard, and to one part of --part
-MAX_ATOMS = 150  # heavy atoms; beyond it bonds are thinner than a pixel, layout takes seconds
+MAX_ATOMS = (
+    150  # atoms but hydrogen; beyond it bonds are thinner than a pixel, layout takes seconds
+)
 R_GROUPS = (6, 8, 7, 16, 9, 17, 35, 53)  # R1..R8 of --r-groups, by atomic number
 
 
@@ -30,9 +33,9 @@ class Molecule(NamedTuple):
 
     row: int  # 0-based position among the input's data rows
     line: int  # 1-based line of the file, for messages
-    smiles: str  # as written
-    name: str = ""  # what follows the SMILES in .smi and .txt
-    fields: dict = {}  # every column of a table's record
+    smiles: str  # as written, or RDKit's where the input has an InChI or a structure
+    name: str = ""  # what follows the SMILES in .smi and .txt, a column "name", an .sdf's title
+    fields: dict = {}  # every column of a table's record, as strings; all rows have the same
     problem: str = ""  # why the row can't be used, if that shows while reading
 
 
@@ -63,7 +66,8 @@ class Part(NamedTuple):
     def named(self, path):
         """Return the name of this part's own file: predictions-2-of-8.csv."""
         tail = f"-{self.index}-of-{self.count}" if self.count > 1 else ""
-        return path.with_name(f"{path.stem}{tail}{path.suffix}")
+        suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
+        return path.with_name(f"{path.name.removesuffix(suffix)}{tail}{suffix}")
 
 
 def find_input(path):
@@ -92,12 +96,16 @@ def read_molecules(path, smiles_column=None):
     Raises click.ClickException for a file that can't be read, is empty or has no SMILES column.
     A row that can't be used is yielded all the same, with its `problem`: rows never shift.
     """
-    count, table = 0, input_kind(path, smiles_column) == "table"
+    for row, record in numbered(path, smiles_column):
+        yield Molecule(row, *in_smiles(record))
+
+
+def numbered(path, smiles_column=None):
+    """Yield (row, Record) of every row of a file, as `read_molecules`."""
+    count = 0
     try:
-        with open_text(path) as stream:
-            records = (read_table if table else read_lines)(path, stream, smiles_column)
-            for count, record in enumerate(records, 1):
-                yield Molecule(count - 1, *record)
+        for count, record in enumerate(read_records(path, smiles_column), 1):
+            yield count - 1, record
     except (EOFError, gzip.BadGzipFile, zlib.error):
         raise click.ClickException(
             f"{path}: the gzip file is truncated or damaged (after {count} good rows)"
@@ -107,7 +115,26 @@ def read_molecules(path, smiles_column=None):
             f"{path}: not a readable table after {count} good rows: {error}"
         ) from None
     if not count:
-        raise click.ClickException(f"{path}: is empty" + (" but for its header" if table else ""))
+        header = " but for its header" if input_kind(path, smiles_column) == "table" else ""
+        raise click.ClickException(f"{path}: is empty{header}")
+
+
+def in_smiles(record):
+    """Return a Record with its structure as SMILES, where that is an InChI or an .sdf's."""
+    text = record.smiles
+    inchi = text.startswith("InChI=")
+    if record.problem or not (inchi or "\n" in text):
+        return record
+    with rdBase.BlockLogs():
+        # Notes in a structure may be of any encoding.
+        read = Chem.MolFromInchi if inchi else Chem.MolFromMolBlock
+        molecule = read(text.encode("ascii", "replace").decode())
+    problem = "RDKit can't read this InChI" if inchi else "RDKit can't read this structure"
+    if molecule is not None:
+        problem = why_no_molecule(molecule)
+    kept = text if inchi else ""
+    smiles = kept if problem else Chem.MolToSmiles(molecule)
+    return record._replace(smiles=smiles, problem=problem)
 
 
 def input_facts(path, smiles_column=None):
@@ -115,7 +142,7 @@ def input_facts(path, smiles_column=None):
 
     Files made from the same input agree in these: that is how a later station knows it.
     """
-    digest, rows = hashlib.sha256(), sum(1 for _ in read_molecules(path, smiles_column))
+    digest, rows = hashlib.sha256(), sum(1 for _ in numbered(path, smiles_column))
     with open_bytes(path) as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
@@ -127,14 +154,60 @@ def input_facts(path, smiles_column=None):
     }
 
 
-def parse(smiles, max_atoms=MAX_ATOMS):
-    """Return RDKit's molecule for a SMILES, its atoms in canonical order. Raises Rejected."""
+def read_smiles(text):
+    """Return RDKit's molecule for a SMILES, without the atom map, which would be drawn.
+
+    Raises Rejected if it can't be read, or isn't one molecule but a query or a polymer.
+    """
+    smiles, note, *_ = [*text.split(None, 1), "", ""]
     molecule = Chem.MolFromSmiles(smiles)
     if molecule is None:
         raise Rejected(why_unreadable(smiles))
+    if re.search(r"~|\[\d*#", smiles):
+        raise Rejected("holds what only a SMARTS query has: ~ or [#6]")
+    if note.startswith("|"):
+        check_note(smiles, molecule, note)
+    if ":" in smiles:
+        for atom in molecule.GetAtoms():
+            atom.SetAtomMapNum(0)
+        Chem.AssignStereochemistry(molecule, cleanIt=True, force=True)  # of the map's making
+    return molecule
+
+
+def check_note(smiles, molecule, note):
+    """Refuse a CXSMILES note that makes another molecule. All others are dropped."""
+    noted = Chem.MolFromSmiles(f"{smiles} {note}")
+    if noted is None:
+        raise Rejected(f"RDKit can't read its CXSMILES note {note[:40]}")
+    why = why_no_molecule(noted)
+    if not why and Chem.MolToSmiles(noted) != Chem.MolToSmiles(molecule):
+        why = "another molecule than the SMILES; write it as SMILES"
+    if why:
+        raise Rejected(f"its CXSMILES note makes it {why}")
+
+
+def why_no_molecule(molecule):
+    """Return what a structure is if it isn't one molecule: a query or a polymer. Else ""."""
+    queries = [atom for atom in molecule.GetAtoms() if atom.HasQuery()]
+    if any(atom.DescribeQuery().strip() != "AtomNull" for atom in queries):  # a dummy atom
+        return "a query (an atom of several kinds)"
+    bonds = molecule.GetBonds()
+    if any(bond.HasQuery() or bond.HasProp("_MolFileBondEndPts") for bond in bonds):
+        return "a query (a bond of several kinds or places)"
+    groups = {group.GetProp("TYPE") for group in Chem.GetMolSubstanceGroups(molecule)}
+    if groups - {"DAT", "SUP", "MUL", "GEN"} or molecule.HasProp("_molLinkNodes"):
+        return "a polymer or another structure with repeated parts"
+    return ""
+
+
+def parse(smiles, max_atoms=MAX_ATOMS):
+    """Return RDKit's molecule for a SMILES, its atoms in canonical order. Raises Rejected."""
+    molecule = read_smiles(smiles)
     if not molecule.GetNumAtoms():
         raise Rejected("no atoms")
-    heavy = molecule.GetNumHeavyAtoms()
+    heavy = molecule.GetNumAtoms()
+    if heavy > max_atoms:  # dummy atoms are drawn, hydrogen mostly isn't
+        heavy = sum(atom.GetAtomicNum() != 1 for atom in molecule.GetAtoms())
     if heavy > max_atoms:
         raise Rejected(f"{heavy} heavy atoms, more than --max-atoms {max_atoms}")
     # Layout depends on the order of atoms; the canonical one makes two spellings one picture.
@@ -184,11 +257,11 @@ def replace_terminals(molecule):
 @cache
 def scaffold(smiles):
     """Return the Bemis-Murcko scaffold of a SMILES, with chirality (the paper's splits)."""
-    molecule = Chem.MolFromSmiles(smiles)
+    molecule = read_smiles(smiles)
     return MurckoScaffold.MurckoScaffoldSmiles(mol=molecule, includeChirality=True)
 
 
 @cache
 def canonical(smiles):
     """Return RDKit's canonical SMILES."""
-    return Chem.CanonSmiles(smiles)
+    return Chem.MolToSmiles(read_smiles(smiles))

@@ -158,7 +158,7 @@ def resume(does):
 
 def smiles_column():
     """--smiles-column of a table."""
-    does = "Column of a .csv or .tsv that holds the SMILES.  [default: found by name]"
+    does = "Column of a table that holds the SMILES, or InChI.  [default: found by name]"
     return click.option("--smiles-column", help=does)
 
 

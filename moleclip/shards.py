@@ -34,7 +34,7 @@ def write_shard(path, rows, smiles, streams, rejected, views):
         palette=palette(),
         row=np.array(rows, np.int64),
         views=np.int64(views),
-        smiles=np.array(smiles, "S"),
+        smiles=np.array([text.encode("utf-8", "surrogateescape") for text in smiles], "S"),
         rejected=np.frombuffer(json.dumps(rejected).encode(), np.uint8),
     )
 
@@ -59,7 +59,8 @@ def read_shard(path):
             f"{path}: its arrays don't fit together; "
             "draw it again with render.py --resume after deleting it"
         )
-    return shard | {"smiles": np.char.decode(shard["smiles"], "ascii"), "path": path}
+    smiles = np.char.decode(shard["smiles"], "utf-8", "surrogateescape")
+    return shard | {"smiles": smiles, "path": path}
 
 
 def picture(shard, molecule, view=0):

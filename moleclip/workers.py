@@ -13,6 +13,7 @@ import sys
 import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import click
 from rdkit import RDLogger
@@ -46,12 +47,16 @@ class Worker:
         if self.closed:
             raise WorkerDied("the run was ended")
         # A session of its own: Ctrl-C is for the parent alone, which then ends its workers.
-        self.process = subprocess.Popen(
+        self.process = process = subprocess.Popen(
             self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
         )
+        if self.closed:  # while it was being made
+            self.close()
         try:
-            pickle.load(self.process.stdout)
-        except (EOFError, OSError):
+            pickle.load(process.stdout)
+        except (EOFError, OSError, ValueError):
+            if self.closed:
+                raise WorkerDied("the run was ended") from None
             raise click.ClickException(
                 f"a worker process can't start (exit {self.close()}); its message stands above"
             ) from None
@@ -60,21 +65,21 @@ class Worker:
         """Return the list of results, or raise WorkerDied; the next call starts a new process."""
         if self.process is None:
             self.start()
-        slow = threading.Event()
-        timer = threading.Timer(limit, lambda: (slow.set(), self.process.kill()))
+        slow, process = threading.Event(), self.process
+        timer = threading.Timer(limit, lambda: (slow.set(), process.kill()))
         timer.start()
         try:
-            pickle.dump(items, self.process.stdin)
-            self.process.stdin.flush()
-            reply = pickle.load(self.process.stdout)
-        except (EOFError, OSError, pickle.UnpicklingError):
+            pickle.dump(items, process.stdin)
+            process.stdin.flush()
+            reply = pickle.load(process.stdout)
+        except (EOFError, OSError, ValueError, AttributeError, pickle.UnpicklingError):
             code = self.close()
+            if self.closed:
+                raise WorkerDied("the run was ended") from None
             reason = (
                 f"took longer than {limit} s" if slow.is_set() else f"crashed RDKit (exit {code})"
             )
             raise WorkerDied(reason) from None
-        except AttributeError:  # closed meanwhile
-            raise WorkerDied("the run was ended") from None
         finally:
             timer.cancel()
         if isinstance(reply, Exception):
@@ -91,22 +96,27 @@ class Worker:
 
 
 def worker_main(module, name, options):
-    """Run the loop of a worker process: lists of items in, lists of results out, both pickled."""
+    """Run the loop of a worker process: lists of items in, lists of results out, both pickled.
+
+    It ends in silence when the parent has gone.
+    """
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing else may write between the replies
     RDLogger.DisableLog("rdApp.*")
     function, reply = getattr(importlib.import_module(module), name), "ready"
-    while True:
-        pickle.dump(reply, replies)
-        replies.flush()
-        try:
+    try:
+        while True:
+            pickle.dump(reply, replies)
+            replies.flush()
             items = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            return
-        try:
-            reply = [try_item(function, *item, options) for item in items]
-        except click.ClickException as error:  # nothing a row is to blame for: a missing font
-            reply = error
+            try:
+                reply = [try_item(function, *item, options) for item in items]
+            except click.ClickException as error:  # nothing a row is to blame for: a missing font
+                reply = error
+            except OSError as error:  # a file that all rows need
+                reply = click.ClickException(f"{name.replace('_', ' ')}: {error}")
+    except (EOFError, BrokenPipeError, pickle.UnpicklingError):
+        os._exit(0)  # there is nobody to write what is left to
 
 
 def try_item(function, row, text, problem, options):
@@ -122,15 +132,46 @@ def try_item(function, row, text, problem, options):
         return Rejected(f"RDKit failed: {words}")
 
 
+class Results:
+    """What `parallel` gives: an iterator that may be closed while another thread is in it."""
+
+    def __init__(self, crew, pairs):
+        self.crew, self.pairs = crew, pairs
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return next(self.pairs)
+
+    def close(self):
+        """End the worker processes; a thread that waits for one gets a `Rejected` at once."""
+        dismiss(self.crew)
+        with suppress(ValueError):  # another thread is in it, and will close it
+            self.pairs.close()
+
+
+def dismiss(crew):
+    """End worker processes for good."""
+    for worker in crew:
+        worker.closed = True
+        worker.close()
+
+
 def parallel(function, molecules, workers=None, group=32, limit=TIME_LIMIT, **options):
-    """Yield (molecule, result) for an iterable of `Molecule`, in its order.
+    """Return an iterator of (molecule, result) for an iterable of `Molecule`, in its order.
 
     Worker processes compute function(row, smiles, **options), `group` molecules at a time. The
     iterable is read no further ahead than they need. A result is a `Rejected` where a molecule
     can't be used, or killed or stalled its process; all others are unharmed.
     """
-    workers = workers or default_workers()
-    crew, idle = [Worker(function, options) for _ in range(workers)], queue.SimpleQueue()
+    crew = [Worker(function, options) for _ in range(workers or default_workers())]
+    return Results(crew, in_order(crew, iter(molecules), group, limit))
+
+
+def in_order(crew, source, group, limit):
+    """Yield the (molecule, result) pairs of `parallel`."""
+    idle, pending, pool = queue.SimpleQueue(), deque(), ThreadPoolExecutor(len(crew))
     for worker in crew:
         idle.put(worker)
 
@@ -141,10 +182,10 @@ def parallel(function, molecules, workers=None, group=32, limit=TIME_LIMIT, **op
         finally:
             idle.put(worker)
 
-    source, pending, pool = iter(molecules), deque(), ThreadPoolExecutor(workers)
     try:
         while True:
-            while len(pending) < 3 * workers and (batch := list(itertools.islice(source, group))):
+            room = 3 * len(crew)
+            while len(pending) < room and (batch := list(itertools.islice(source, group))):
                 pending.append((batch, pool.submit(work, batch)))
             if not pending:
                 return
@@ -152,9 +193,7 @@ def parallel(function, molecules, workers=None, group=32, limit=TIME_LIMIT, **op
             yield from zip(batch, results.result())
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-        for worker in crew:
-            worker.closed = True
-            worker.close()
+        dismiss(crew)
 
 
 def run_or_split(worker, items, limit):
@@ -198,7 +237,9 @@ def prefetch(items, room):
     finally:
         ended.set()
         space.release()
-        thread.join(5)
+        with suppress(ValueError):  # a generator that the thread is in
+            items.close()
+        thread.join(1)
 
 
 def default_workers():

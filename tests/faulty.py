@@ -1,4 +1,4 @@
-"""A task of `parallel` that crashes or stalls on demand, for the tests."""
+"""A task of `parallel` that crashes, stalls or lacks a file on demand, for the tests."""
 
 import os
 import signal
@@ -10,4 +10,8 @@ def draw(row, smiles):
         os.kill(os.getpid(), signal.SIGSEGV)
     if smiles == "sleep":
         time.sleep(60)
+    if smiles == "nap":
+        time.sleep(1)
+    if smiles == "read":
+        open("/nowhere/training.npy")
     return "drawn"

@@ -124,7 +124,7 @@ def test_preview(tmp_path, monkeypatch):
         ("empty.smi", "", "is empty"),
         ("none.csv", "name,value\na,1\n", "no SMILES column"),
         ("broken.smi", "C1CC\nnonsense\n", "none of its 2 rows could be drawn"),
-        ("kind.sdf", "CCO\n", "unknown kind of file"),
+        ("kind.mol", "CCO\n", "unknown kind of file"),
         ("twice.csv", "smiles,x,x\nCCO,1,2\n", "two columns are named 'x'"),
     ],
 )

@@ -1,8 +1,9 @@
 import json
 
 import numpy as np
-from conftest import rows_of
+from conftest import invoke, rows_of
 
+import render
 from moleclip.drawing import draw, layout, random_style
 from moleclip.molecules import parse
 from moleclip.pixels import palette
@@ -27,6 +28,13 @@ def test_shard_holds_what_the_design_says(road):
     # A person opens it with numpy alone.
     with np.load(road / "shards" / "shard-00000.npz", allow_pickle=False) as plain:
         assert (plain["data"] == shard["data"]).all()
+
+
+def test_a_cell_with_more_than_ascii_is_kept_as_written(tmp_path):
+    (tmp_path / "a.csv").write_bytes("smiles\nCCO caf\u00e9\nCCN\n".encode("utf-8"))
+    invoke(render.main, tmp_path / "a.csv", "-o", tmp_path / "out", "--views", 1, "--workers", 1)
+    shard = read_shard(tmp_path / "out" / "shard-00000.npz")
+    assert shard["smiles"].tolist() == ["CCO caf\u00e9", "CCN"]
 
 
 def test_a_rejected_row_leaves_a_gap(road):
