@@ -248,7 +248,9 @@ AUGMENT = comma_list(LEVELS.__getitem__, "none, default, intense or several of t
     help="Label column, or COLUMN=WORD with the class that is 1; repeatable.  "
     "[default: every column of numbers that is no index]",
 )
-@options.shown("--task", "auto", "auto: classification if all labels are 0 or 1.", type=TASKS)
+@options.shown(
+    "--task", "auto", "auto: classification if labels are 0 or 1, or two words.", type=TASKS
+)
 @click.option(
     "--pos-weight",
     callback=positive_weight,

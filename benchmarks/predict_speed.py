@@ -16,19 +16,18 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 from original import original_picture, sample
 from rdkit import RDLogger
-from record import print_row, record
+from record import ROOT, print_row, record
+from tokens import write_start
 
 import export
+import finetune
 import predict
-from moleclip.model import Model, load_model, save_model
-from moleclip.molecules import MAX_ATOMS
-from moleclip.weights import load_encoder
+from moleclip.model import load_model
 
 MOLECULES = {"tiny": 400, "small": 200, "base": 80}
 PRECISIONS = ("fp32", "int8")
@@ -37,19 +36,21 @@ BATCH = 64  # of the original
 
 
 def fabricate(folder, size, tokens):
-    """Write model.pt with random weights, as finetune.py would write it, and return its path."""
-    encoder = load_encoder(f"scratch:{size}")
-    encoder.arch["tokens"] = tokens
-    data = SimpleNamespace(targets=["value"], task="regression", smiles_column="smiles")
-    path = folder / f"{size}-{tokens}.pt"
-    save_model(path, Model(encoder, 1), data, {"max_atoms": MAX_ATOMS}, {})
-    return path
+    """Return the model.pt of a random encoder and a head that saw a few molecules of ESOL."""
+    table, name = folder / "esol.csv", f"{size}-{tokens}"
+    lines = (ROOT / "data" / "esol.csv").read_text().splitlines()[:41]
+    table.write_text("\n".join(lines) + "\n")
+    write_start(folder / f"{name}.pt", f"scratch:{size}", tokens)
+    words = ["--data", table, "--init", folder / f"{name}.pt", "-o", folder / name]
+    words = [str(word) for word in words] + ["--freeze", "--epochs", "1"]
+    finetune.run(finetune.main.make_context("finetune.py", words), with_baselines=False)
+    return folder / name / "model.pt"
 
 
 def export_model(path, precision):
     """Export a model.pt and return the ONNX file's path. Random weights may be off the bounds."""
-    out = path.with_name(f"{path.stem}-{precision}.onnx")
-    words = [str(path), "-o", str(out), "--precision", precision, "--force"]
+    out = path.with_name(f"{precision}.onnx")
+    words = [str(path), "-o", str(out), "--precision", precision, "--force", "--no-fingerprints"]
     export.main.main(words, standalone_mode=False)
     return out
 

@@ -19,6 +19,7 @@ IDENTIFIER = re.compile(  # of a name in lower case
     rf"({COUNTER})|(.*[ _.-])?(id|ids|[csau]id|cas)([ _.-].*)?"
     r"|(.*[ _.-])?(fold|lot|batch|plate|split|seed|replicate)([ _.-]?(no|nr|num|number|id|\d+))?"
 )
+IDS = "an index, ids or parts, by its name or as each number occurs once"
 FEW = 10  # different words that may be classes
 
 
@@ -59,7 +60,8 @@ def read_column(name, cells, comma=False, positive=None, task="auto"):
     read = {i: read_cell(cell, comma) for i, cell in known.items()}
     good = {i: cell for i, cell in read.items() if cell}
     if signs or (not good and len(words) == 2 < len(known)):
-        return two_classes(words, known, len(cells), positive)
+        column = two_classes(words, known, len(cells), positive)
+        return column._replace(reason=IDS) if column.kind and named_as_id(name) else column
     if 2 * len(good) <= len(known):
         return unreadable(known, words, len(good))
     column = numbers(good, known, len(cells))
@@ -67,7 +69,7 @@ def read_column(name, cells, comma=False, positive=None, task="auto"):
     if kinds <= {0, 1} or (column.values.shape[1] == 1 and kinds in PAIRS):
         column = numbers_as_classes(column, kinds, positive, task) if column.kind else column
     if not column.reason and identifies(name, column, [known[i] for i in good]):
-        column = column._replace(reason="numbers as of an index, ids or parts")
+        column = column._replace(reason=IDS)
     elif not column.reason and len(kinds) == 1:
         column = column._replace(reason="the same in every row")
     return column
@@ -180,9 +182,15 @@ def numbers_as_classes(column, kinds, positive, task):
     return column._replace(kind="classes", values=values, classes=words)
 
 
+def named_as_id(name):
+    """Tell whether a column's name is that of an index, of ids, folds or lots."""
+    name = name.strip()
+    return bool(IDENTIFIER.fullmatch(name.lower()) or re.search(r"[a-z](Id|ID|CID)$", name))
+
+
 def identifies(name, column, cells):
     """Tell whether numbers rather name the rows than measure something: ids, folds, lots."""
-    if IDENTIFIER.fullmatch(name.strip().lower()) or re.search(r"[a-z](Id|ID|CID)$", name.strip()):
+    if named_as_id(name):
         return True
     if column.kind != "numbers" or column.values.shape[1] > 1 or column.unit or column.qualified:
         return False

@@ -201,9 +201,6 @@ def make_split(data, usable, kind, seed, warn=True):
             f"{data.path}: {len(usable)} usable molecules leave a part of "
             f"the {name} split empty; {remedy}"
         )
-    if len(by_molecule(parts[0], data.smiles)) < 2:
-        says = f"the training part of the {name} split is one molecule"
-        raise click.ClickException(f"{data.path}: {says}; {remedy}")
     split = dict(zip(SUBSETS, parts))
     if warn:
         print_split(data, split, name, seed)
@@ -219,6 +216,9 @@ def make_splits(data, usable, kind, seeds, warn=True):
     require_molecules(data, usable())
     while True:
         splits = {seed: make_split(data, usable(), kind, seed, warn=False) for seed in seeds}
+        if min(len(by_molecule(split["train"], data.smiles)) for split in splits.values()) < 2:
+            says = f"the training part of the {Path(kind).name} split is one molecule"
+            raise click.ClickException(f"{data.path}: {says}; take another --split")
         lost = unlearnable(data.labels, splits.values())
         if not any(lost):
             break

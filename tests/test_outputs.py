@@ -23,7 +23,10 @@ CLICKS = """<script>
     const seen = [document.title, rows()];
     const press = name => [...document.querySelectorAll("th button")]
         .find(b => b.textContent === name).click();
-    for (const name of ["log_solubility", "log_solubility", "smiles"]) { press(name); seen.push(rows()); }
+    for (const name of ["log_solubility", "log_solubility", "smiles"]) {
+        press(name);
+        seen.push(rows());
+    }
     const box = document.getElementById("filter");
     box.value = "a&b";
     box.dispatchEvent(new Event("input"));

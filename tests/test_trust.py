@@ -95,6 +95,7 @@ def test_numbers_and_classes_ask_which(tmp_path):
         ("vendor", lambda i: f"2021_0{10 + i}"),
         ("code", lambda i: f"{1000 + (i * 17) % 41}.0"),
         ("index", lambda i: i),
+        ("split", lambda i: ["train", "test"][i % 5 > 3]),
     ],
 )
 def test_ids_folds_and_lots_are_no_labels(tmp_path, name, cell):
