@@ -7,12 +7,13 @@
 
 Minutes to an hour each on 2 cores. r-groups: original pictures and R-groups; fractions: 10 and 30%
 of ESOL's training part. The transfer from Kraken's buried volumes to the yields: --init
-benchmarks/runs/kraken-finetuned-bundled/model.pt --name "bundled then Kraken" --sets
+benchmarks/runs/kraken-finetuned-bundled-*/model.pt --name "bundled then Kraken" --sets
 phosphines_yield. Each cell is one command of finetune.py, which stands in the table beside its
 figures: settings are chosen on validation, every number is the test part's, mean and 95% t-interval
-over seeds. Cells that are in the table already are skipped; the fingerprint baselines, the same for
-every encoder, are taken along with the first column `frozen` of the study `sets`. Runs lie in
-benchmarks/runs/.
+over seeds. A cell is skipped if the table has the very one: by the same command (seeds and settings
+stand in it), from the same encoder, of the same data; made otherwise it is another row. Rows from
+before that was written down stay. The fingerprint baselines, the same for every encoder, are taken
+along with the first column `frozen` of the study `sets`. Runs lie in benchmarks/runs/.
 """
 
 import csv
@@ -30,10 +31,12 @@ from typing import NamedTuple
 import click
 import numpy as np
 from record import RESULTS, ROOT, RUNS, read_csv, surroundings
+from tables import interval
 
 from moleclip.files import save_json, save_table
 from moleclip.splits import make_split
 from moleclip.table import Data
+from moleclip.weights import init_digest
 
 SETS = {
     "esol": ("scaffold", "RMSE"),
@@ -64,8 +67,10 @@ finetune.run(finetune.main.make_context("finetune.py", sys.argv[1:]), with_basel
 """
 FACTS = ("set", "split", "model", "variant")
 FIGURES = ("metric", "mean", "sd", "ci95", "seeds")
-MAKING = ("versions", "machine", "commit", "command")
+MADE_OF = ("command", "init", "data")  # what makes a cell; of files the beginning of the SHA-256
+MAKING = ("versions", "machine", "commit", *MADE_OF)
 FIELDS = FACTS + FIGURES + MAKING
+DIGITS = 16  # of a SHA-256 that is shown
 BESIDE = ("MAE", "Spearman", "PR-AUC")  # metrics that are kept beside the set's own
 
 
@@ -87,11 +92,25 @@ class Cell(NamedTuple):
         """What the table calls the column."""
         return f"{self.name}, {self.way}"
 
+    def made_of(self):
+        """Return {"command", "init", "data"}: all that makes the cell what it is."""
+        words = command_words(self, split_of(self))
+        init = Path(self.init)
+        shown = os.path.relpath(init, ROOT) if init.is_relative_to(ROOT) else init.name
+        data = (ROOT / "data" / f"{self.set}.csv").read_bytes()
+        return {
+            "command": shlex.join(["python", "finetune.py", *words, "--init", shown]),
+            "init": init_digest(self.init)[:DIGITS],
+            "data": hashlib.sha256(data).hexdigest()[:DIGITS],
+        }
+
     @property
     def folder(self):
-        """Where the cell's run lies."""
+        """Where the cell's run lies: another one for what is made otherwise."""
         words = f"{self.set} {self.way} {self.name} {self.variant}".strip()
-        return RUNS / words.replace(" ", "-").replace("%", "")
+        key = json.dumps([self.made_of(), self.baselines]).encode()
+        digest = hashlib.sha256(key).hexdigest()[:8]
+        return RUNS / f"{words} {digest}".replace(" ", "-").replace("%", "")
 
 
 def metric_of(study, name):
@@ -147,45 +166,31 @@ def command_words(cell, split):
 
 def run_cell(cell):
     """Finetune on one set, unless the very run is there already, and return its table rows."""
-    split = split_of(cell)
-    made = finetuned(cell, command_words(cell, split))
-    metrics = (metric_of(cell.study, cell.set), *BESIDE)
+    made, metrics = finetuned(cell), (metric_of(cell.study, cell.set), *BESIDE)
     rows = []
     for line in read_csv(cell.folder / "scores.csv"):
         ours = line["method"] == "this model"
         if line["target"] or line["metric"] not in metrics or not (ours or cell.baselines):
             continue
         model = cell.model if ours else line["method"]
-        row = dict(zip(FACTS, (cell.set, Path(split).stem, model, cell.variant)))
+        row = dict(zip(FACTS, (cell.set, Path(split_of(cell)).stem, model, cell.variant)))
         row |= {key: line[key] for key in FIGURES}
-        rows.append(row | {key: made[key] for key in MAKING})
+        row |= {key: made[key] for key in MAKING}
+        rows.append(row if ours else row | {"init": ""})
     return rows
 
 
-def finetuned(cell, words):
+def finetuned(cell):
     """Run finetune.py, unless the very run is there, and return the facts of its made_by.json."""
-    out, init = cell.folder, Path(cell.init)
-    shown = os.path.relpath(init, ROOT) if init.is_relative_to(ROOT) else init.name
-    wanted = {
-        "command": shlex.join(["python", "finetune.py", *words, "--init", shown]),
-        "init": hashlib.sha256(init.read_bytes()).hexdigest() if init.exists() else cell.init,
-        "baselines": cell.baselines,
-    }
-    if (out / "metrics.json").exists():
-        path = out / "made_by.json"
-        made = json.loads(path.read_text()) if path.exists() else {}
-        if wanted != {key: made.get(key) for key in wanted}:
-            raise click.ClickException(
-                f"{out}: a run by another command, or from another encoder; "
-                "delete it to run the cell again"
-            )
-        return made
-    start = ["finetune.py"] if cell.baselines else ["-c", WITHOUT_BASELINES]
-    command = [sys.executable, *start, *words, "--init", cell.init, "-o", str(out)]
-    subprocess.run(command, cwd=ROOT, check=True)
-    made = wanted | surroundings(("torch", "rdkit", "scikit-learn"))
-    save_json(out / "made_by.json", made)
-    return made
+    out, made_by = cell.folder, cell.folder / "made_by.json"
+    if not (out / "metrics.json").exists():
+        start = ["finetune.py"] if cell.baselines else ["-c", WITHOUT_BASELINES]
+        words = [*command_words(cell, split_of(cell)), "--init", cell.init, "-o", str(out)]
+        subprocess.run([sys.executable, *start, *words], cwd=ROOT, check=True)
+    if not made_by.exists():
+        made = cell.made_of() | surroundings(("torch", "rdkit", "scikit-learn"))
+        save_json(made_by, made)
+    return json.loads(made_by.read_text())
 
 
 @contextmanager
@@ -198,8 +203,9 @@ def alone():
 
 
 def save(study, rows):
-    """Write the table, the sets in their order; of rows for one cell the last counts."""
-    cells = {tuple(row[key] for key in ("set", "model", "variant", "metric")): row for row in rows}
+    """Write the table, the sets in their order; of rows made of the same the last counts."""
+    rows = [dict.fromkeys(FIELDS, "") | row for row in rows]
+    cells = {tuple(row[key] for key in (*FACTS, "metric", *MADE_OF)): row for row in rows}
 
     def place(row):
         beside = row["metric"] != SETS[row["set"]][1]
@@ -214,8 +220,25 @@ def show(study):
     for row in read_csv(results_path(study)):
         if row["metric"] == metric_of(study, row["set"]):
             title = f"{row['set']:18s}{row['split']:10s}{row['model']:28s}{row['variant']:10s}"
-            figure = f"{float(row['mean']):.4g} ± {float(row['ci95'] or 0):.2g}"
-            print(f"{title}{row['metric']:>8s} {figure}")
+            several = "" if int(row["seeds"]) > 1 else " (one seed)"
+            print(f"{title}{row['metric']:>8s} {interval(row)}{several}")
+
+
+def is_there(rows, cell):
+    """Tell whether rows of a table have the very cell."""
+    wanted = {"model": cell.model, "variant": cell.variant} | cell.made_of()
+    return any(all(row.get(key) == wanted[key] for key in wanted) for row in rows)
+
+
+def compared(rows, cell):
+    """Tell whether rows of a table have the baselines of a cell's seeds and data."""
+    made, beginning = cell.made_of(), cell.made_of()["command"].partition(" --init ")[0]
+    return any(
+        row["model"] == "ECFP + MLP"
+        and row.get("data") == made["data"]
+        and row["command"].startswith(f"{beginning} --init ")
+        for row in rows
+    )
 
 
 def chosen_sets(way, study, sets):
@@ -256,14 +279,14 @@ def main(way, init, name, study, sets, seeds, lr_encoder):
     init = str(Path(init).resolve()) if Path(init).exists() else init
     for one in chosen_sets(way, study, sets):
         for variant in STUDIES[study][2]:
-            there = [row for row in read_csv(results_path(study)) if row["set"] == one]
-            if any((row["model"], row["variant"]) == (f"{name}, {way}", variant) for row in there):
+            rows = read_csv(results_path(study))
+            facts = (study, one, variant, way, init, name, seeds, lr_encoder or "1e-5")
+            cell = Cell(*facts, baselines=False)
+            if is_there(rows, cell):
                 print(f"{one} {variant}: done")
                 continue
-            compared = any(row["model"] == "ECFP + MLP" for row in there)
-            baselines = study == "sets" and way == "frozen" and not compared
-            facts = (study, one, variant, way, init, name, seeds, lr_encoder or "1e-5", baselines)
-            rows = run_cell(Cell(*facts))
+            baselines = study == "sets" and way == "frozen" and not compared(rows, cell)
+            rows = run_cell(cell._replace(baselines=baselines))
             with alone():
                 save(study, read_csv(results_path(study)) + rows)
     show(study)

@@ -41,6 +41,7 @@ FIRST_LOOK = (
     "bundled, frozen",
     "bundled, finetuned",
 )
+SHARE = "of the training mean's"  # error: a column of likeness.csv
 PUBLISHED = ("MoleCLIP", "ImageMol", "GEM")
 
 
@@ -79,13 +80,16 @@ def markdown(header, rows):
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in lines)
 
 
+def by_most_seeds(rows):
+    """Return rows with those that a table shows last: where a cell was made in several ways, the
+    one of most seeds counts, and of these the last made."""
+    return sorted(rows, key=lambda row: int(row["seeds"]))
+
+
 def accuracy_rows(name, metric):
     """Return {model: row} of a set's figures in one metric."""
-    return {
-        row["model"]: row
-        for row in results("accuracy")
-        if (row["set"], row["metric"]) == (name, metric)
-    }
+    rows = by_most_seeds(results("accuracy"))
+    return {row["model"]: row for row in rows if (row["set"], row["metric"]) == (name, metric)}
 
 
 def compared(models, others):
@@ -127,10 +131,10 @@ def transfer():
 
 def study(name, metric, variants):
     """Return {(set, model): [row of each variant, or None]} of a study's results, in file order."""
-    found = {}
-    for row in results(name):
-        if row["metric"] == metric:
-            found.setdefault((row["set"], row["model"]), {})[row["variant"]] = row
+    lines = [row for row in results(name) if row["metric"] == metric]
+    found = {(row["set"], row["model"]): {} for row in lines}
+    for row in by_most_seeds(lines):
+        found[row["set"], row["model"]][row["variant"]] = row
     return {cell: [rows.get(variant) for variant in variants] for cell, rows in found.items()}
 
 
@@ -161,6 +165,27 @@ def fractions():
         rows.append([model, *map(interval, [*shares, everything.get(model)])])
     titles = [f"{share} of the training part" for share in ("10%", "30%", "100%")]
     return markdown(["ESOL, scaffold, RMSE", *titles], rows)
+
+
+def likeness():
+    """Sets by likeness to training: the error, in its unit and of the training mean's."""
+    bins = ("below 0.3", "0.3 to 0.5", "0.5 to 0.7", "0.7 and above")
+    found = {(row["set"], row["nearest_training"]): row for row in results("likeness")}
+    rows = []
+    for name, title in SETS.items():
+        *words, unit = re.split(", | in | as ", title)
+        unit = "accuracy" if unit == "ROC-AUC" else f"MAE in {unit}"
+        cells = [likeness_cell(found.get((name, each))) for each in bins]
+        rows.append([f"{words[0]}, {words[1]}, {unit}", *cells])
+    return markdown(["`nearest_training`", *bins], rows)
+
+
+def likeness_cell(row):
+    """Return a bin's figure, what of the training mean's error that is, and of how many."""
+    if not row:
+        return ""
+    share = f"{100 * float(row[SHARE]):.0f}%"
+    return f"{number(row['MAE'] or row['accuracy'])}, {share} ({row['molecules']})"
 
 
 def prediction():
@@ -256,8 +281,8 @@ def tokens():
     for row in lines:
         errors = []
         for name in sets:
-            spread = float(row[f"{name}, SD over seeds"])
-            errors.append(f"{number(row[f'{name}, MAE'])} ± {spread:.2g}")
+            spread = row[f"{name}, SD over seeds"]
+            errors.append(interval({"mean": row[f"{name}, MAE"], "ci95": spread}))
         state = row["encoder"].split(", ")[1]
         rows.append([state, row["tokens"], number(row["cosine between the modes"]), *errors])
     return markdown(["DINOv2-S", "tokens", "cosine between the modes", *sets], rows)
@@ -311,6 +336,7 @@ TABLES = {
     "transfer": transfer,
     "r_groups": r_groups,
     "fractions": fractions,
+    "likeness": likeness,
     "prediction": prediction,
     "training": training,
     "finetuning": finetuning,
