@@ -131,7 +131,7 @@ def area(truth, predicted, weights):
     return np.where(pairs > 0, won / np.maximum(pairs, 1e-9), np.nan)
 
 
-def difference(runs, task):
+def difference(runs, task, fixed=False):
     """Return {"metric", "baseline", "mean", "low", "high", "over"}: model less best baseline.
 
     runs: what each seed's metrics.json holds. Over seeds, each of which compares on one split; of
@@ -151,9 +151,10 @@ def difference(runs, task):
     if len(runs) == 1:
         drawn = runs[0].get("bootstrap", {}).get(best)
         return drawn and facts | drawn | {"over": "its test molecules, resampled"}
+    over = "trainings on one split" if fixed else "seeds"
     found = summarise((pooled[MODEL] - pooled[best]).tolist())
     bounds = {"low": found["mean"] - found["ci95"], "high": found["mean"] + found["ci95"]}
-    return facts | {"mean": found["mean"], **bounds, "over": f"{len(runs)} seeds"}
+    return facts | {"mean": found["mean"], **bounds, "over": f"{len(runs)} {over}"}
 
 
 def summarise(values):
@@ -164,7 +165,7 @@ def summarise(values):
     n, mean = len(values), float(np.mean(values))
     if n == 1:
         return {"mean": mean, "sd": None, "ci95": None, "seeds": 1}
-    sd = float(np.std(values, ddof=1))
+    sd = float(np.std(values, ddof=1)) if np.ptp(values) > 1e-12 * abs(mean) else 0.0
     half = float(student.ppf(0.975, n - 1) * sd / math.sqrt(n))
     return {"mean": mean, "sd": sd, "ci95": half, "seeds": n}
 

@@ -217,10 +217,11 @@ def aggregate(out, data, results, config, pictures):
     plot_report(out / "report.png", data, results, table, pictures)
     save_json(out / "config.json", config)
     facts = {"best_seed": results[best].seed, "test": table, "runs": runs}
-    facts |= {"difference": difference(runs, data.task), "fixed_split": fixed_split(results)}
+    fixed = fixed_split(results)
+    facts |= {"difference": difference(runs, data.task, fixed), "fixed_split": fixed}
     save_json(out / "metrics.json", facts)
     unit = "" if data.one_column() or data.task == "classification" else DEVIATIONS
-    print_table(table, facts["fixed_split"], unit, facts["difference"])
+    print_table(table, fixed, unit, facts["difference"])
 
 
 def best_seed(runs):

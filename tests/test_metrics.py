@@ -22,6 +22,7 @@ def test_intervals_over_seeds_are_students():
     found = summarise([1.0, 2.0, 4.0])
     assert found["mean"] == pytest.approx(7 / 3) and found["sd"] == pytest.approx(1.527525)
     assert found["ci95"] == pytest.approx(4.302653 * 1.527525 / 3**0.5, rel=1e-5)
+    assert summarise([0.1 + 0.2, 0.3, 0.3])["ci95"] == 0  # rounding is no spread
     assert summarise([2.0]) == {"mean": 2.0, "sd": None, "ci95": None, "seeds": 1}
 
 

@@ -340,6 +340,8 @@ def test_differences_are_paired(capsys):
     paired = difference(runs, "regression")
     assert paired["baseline"] == "a" and paired["mean"] == pytest.approx(-0.15)
     assert paired["high"] - paired["low"] == pytest.approx(2 * 12.706 * 0.05, rel=1e-3)
+    assert paired["over"] == "2 seeds"
+    assert difference(runs, "regression", fixed=True)["over"] == "2 trainings on one split"
     one = difference([runs[0] | {"bootstrap": found}], "regression")
     assert one["over"] == "its test molecules, resampled"
 
