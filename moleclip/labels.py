@@ -70,7 +70,7 @@ def read_column(name, cells, comma=False, positive=None, task="auto"):
         column = numbers_as_classes(column, kinds, positive, task) if column.kind else column
     if not column.reason and identifies(name, column, [known[i] for i in good]):
         column = column._replace(reason=IDS)
-    elif not column.reason and len(kinds) == 1:
+    elif not column.reason and not column.wrong and len(kinds) == 1:
         column = column._replace(reason="the same in every row")
     return column
 

@@ -125,7 +125,7 @@ def test_dhbd_as_written(road, desk):
     said = desk.run("python finetune.py --data dhbd.csv --init nowhere.pt", code=1)
     assert "taking" in said and "dhbd.csv" in said and "nowhere.pt: no such file" in said
     data = Data(str(ROOT / "data" / "dhbd.csv"))
-    assert (len(data), data.targets, data.task) == (6994, ["log_solubility"], "regression")
+    assert (len(data), data.targets, data.task) == (6994, ["gap_eV"], "regression")
     assert data.labels.mean() == pytest.approx(7.778, abs=0.001)
 
 
