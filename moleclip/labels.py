@@ -128,7 +128,7 @@ def unreadable(known, words, good):
     if 2 * (commas + good) > len(known):
         says = "its decimal commas are read in tables separated by semicolons alone; write points"
         return Column("", says, asked=True)
-    shown = ", ".join(list(words)[:3])
+    shown = ", ".join(" ".join(word.split())[:40] for word in list(words)[:3])
     if len(words) == 1:
         return Column("", "the same in every row")
     if len(words) <= FEW and 2 * len(words) <= len(known):
