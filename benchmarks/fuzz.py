@@ -342,7 +342,7 @@ def fuzz_tables(count, seed, folder):
 
 def shorten(message):
     """Return what kind of refusal a message is, without its numbers and names."""
-    plain = re.sub(r"'[^']*'|\"[^\"]*\"|\(.*?\)", "…", message.replace(str(ROOT), ""))
+    plain = re.sub(r"'[^']*'|\"[^\"]*\"|\(.*?\)|\|.*", "…", message.replace(str(ROOT), ""))
     return re.sub(r"-?\d[\d.,]*", "N", plain)[:90]
 
 
@@ -466,7 +466,7 @@ def show(title, findings, tally):
     click.echo(f"{title}: {len(findings)} findings")
     for each in findings:
         click.echo(f"    WRONG {each}")
-    for became, count in tally.most_common():
+    for became, count in tally.most_common(30):
         click.echo(f"    {count:6d}  {became}")
 
 

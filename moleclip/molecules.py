@@ -160,6 +160,8 @@ def read_smiles(text):
     Raises Rejected if it can't be read, or isn't one molecule but a query or a polymer.
     """
     smiles, note, *_ = [*text.split(None, 1), "", ""]
+    if not smiles.isascii():  # RDKit can't even be given bytes that are not UTF-8
+        raise Rejected("not a valid SMILES (holds what is not ASCII)")
     molecule = Chem.MolFromSmiles(smiles)
     if molecule is None:
         raise Rejected(why_unreadable(smiles))
@@ -176,7 +178,7 @@ def read_smiles(text):
 
 def check_note(smiles, molecule, note):
     """Refuse a CXSMILES note that makes another molecule. All others are dropped."""
-    noted = Chem.MolFromSmiles(f"{smiles} {note}")
+    noted = Chem.MolFromSmiles(f"{smiles} {note}".encode("ascii", "replace").decode())
     if noted is None:
         raise Rejected(f"RDKit can't read its CXSMILES note {note[:40]}")
     why = why_no_molecule(noted)

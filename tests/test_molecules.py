@@ -97,6 +97,13 @@ def test_queries_and_notes_that_make_another_molecule_are_refused(smiles, says):
         parse(smiles)
 
 
+@pytest.mark.parametrize("bad", ["C\xe9C", "C\udce9C", "\ufeffCC", "C−C"])
+def test_what_is_not_ascii_is_no_smiles(bad):
+    with pytest.raises(Rejected, match=r"^not a valid SMILES \(holds what is not ASCII\)$"):
+        parse(bad)
+    assert canonical(f"CCO |$R{bad};;$|") == "CCO"
+
+
 def test_every_atom_but_hydrogen_counts():
     for smiles, atoms in (("*" * 151, 151), ("C" * 150 + "*", 151), ("[2H]" + "C" * 151, 151)):
         with pytest.raises(Rejected, match=f"^{atoms} heavy atoms, more than --max-atoms 150"):
