@@ -10,7 +10,9 @@ MoleCLIP's (Harnik et al., Chem. Sci. 2025, 16, 10833).
 
 import json
 import math
-import signal
+import os
+import shlex
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,33 +24,58 @@ import torch
 from moleclip import options
 from moleclip.augment import AUGMENT
 from moleclip.device import (
+    BY_TORCHRUN,
     Distributed,
-    fitting_batch,
+    Leaving,
+    LostProcess,
+    Notice,
+    local_rank,
     memory_used,
     pick_device,
     pick_precision,
     report_once,
 )
-from moleclip.encoder import ADAM, Embedder
+from moleclip.encoder import ADAM, Embedder, fitting_batch
 from moleclip.files import check_output, one_line, save_json, save_whole
 from moleclip.pairs import (
     CLUSTER_RUN,
-    DrawnPairs,
-    ShardPairs,
+    digest,
+    digest_labels,
     loss_parts,
+    open_pairs,
     random_numbers,
     schedule,
     split_held_out,
     weighted_loss,
 )
 from moleclip.plots import plot_curves
-from moleclip.weights import load_checkpoint, load_encoder, save_checkpoint
+from moleclip.weights import init_digest, load_checkpoint, load_encoder, save_checkpoint
 
 WARM_UP = 5  # steps at a third of the learning rate (MoleCLIP's ConstantLR)
 CHANGEABLE = ("lr", "loss")  # on --resume: a run's last part at a lower rate is a common wish
 FIXED = ("input_sha256", "batch", "seed", "init", "temperature", "tokens", "augment", "optimizer")
+HASHED = ("labels_sha256", "drawings_")  # what such keys begin with, or are
+OWN = ("shards", "labels", "micro_batch")  # what each process may have in its own way
 PACE = ("images/s", "memory_gb", "left")  # of a log entry: what says nothing of the result
-COUNT = click.IntRange(1)
+COUNT, POSITIVE = click.IntRange(1), options.Positive()
+LEVELS = click.Choice(["none", *AUGMENT])
+STARTS = "bundled, a name of CLIP's, a file, or scratch:nano|tiny|small|base"
+ABOUT_LR = "Learning rates of the encoder and, if named, the heads."
+ABOUT_LOSS = "Weights of the tasks; 0 switches one off; descriptors=1 adds a third."
+ABOUT_TOKENS = "Patches the encoder looks at.  [default: all for CLIP's weights, else inked]"
+ABOUT_T = "Temperature of the contrastive loss."
+ABOUT_MICRO = "Pictures in memory at once.  [default: fits the device]"
+ABOUT_SAVING = "Steps between checkpoints and held-out evaluations."
+
+
+def launch_command():
+    """Return the command line that started this process: torchrun's, if it did."""
+    words, parent = sys.orig_argv, Path(f"/proc/{os.getppid()}/cmdline")
+    if BY_TORCHRUN and parent.is_file():
+        words = parent.read_text().split("\0")[:-1]
+        if Path(words[1]).name == "torchrun":
+            words = ["torchrun", *words[2:]]
+    return shlex.join(words)
 
 
 @dataclass
@@ -64,6 +91,7 @@ class TrainState:
     scaler: torch.amp.GradScaler
     step: int = 0
     log: list = field(default_factory=list)
+    command: str = field(default_factory=launch_command)
 
     @classmethod
     def start(cls, out, config, world, encoder, outputs, device, dtype):
@@ -71,9 +99,10 @@ class TrainState:
         torch.manual_seed(config["seed"])
         features = encoder.arch["args"]["output_dim"]
         heads = {name: torch.nn.Linear(features, width) for name, width in outputs.items()}
-        encoder, heads = encoder.to(device), torch.nn.ModuleDict(heads).to(device)
-        if device.type == "cuda" and encoder.arch["tokens"] == "all":
-            encoder.visual.compile()  # in place: the names in the checkpoint stay
+        heads = torch.nn.ModuleDict(heads)
+        for module in (encoder, heads):  # other CPUs may round random weights in another way
+            module.load_state_dict(world.from_rank0(module.state_dict))
+        encoder, heads = encoder.to(device), heads.to(device)
         micro_batch = config["micro_batch"] or fitting_batch(encoder.arch, device, dtype)
         embedder = Embedder(encoder, device, dtype, config["augment"], micro_batch)
         # AdamW, not the paper's Adam: there the decay of 0.1 joins gradients that are mostly
@@ -117,31 +146,55 @@ class TrainState:
         save_whole(self.file(".log.jsonl"), lambda name: name.write_text(lines))
 
     def resume(self):
-        """Go on from the checkpoint under `out`; the log notes which settings are others now.
+        """Go on from the checkpoint under `out` that rank 0 reads for all, if it has one.
 
-        Raises click.ClickException if it can't be read, or a setting that has to stay differs.
+        The log notes which settings are others now. Raises click.ClickException if it can't be
+        read, what has to stay differs, or only another process has one.
         """
-        checkpoint = load_checkpoint(self.out)
-        before = checkpoint.get("config", {})
-        changed = [key for key in (*CHANGEABLE, *FIXED) if before.get(key) != self.config[key]]
-        for key in changed:
-            if key in FIXED:
-                raise click.ClickException(
-                    f"{self.out}: was made with {key} {before.get(key)}, not {self.config[key]}; "
-                    "resume with the same settings, or give another -o"
-                )
+        there = self.world.gather_objects(Path(self.out).exists())
+        if not any(there):
+            return
+        if not there[0]:
+            raise click.ClickException(
+                f"{self.out}: is there for {self.world.places[there.index(True)]}, but not for "
+                f"{self.world.places[0]}, which all follow; copy it to that node, or delete it"
+            )
+        checkpoint = self.world.from_rank0(lambda: load_checkpoint(self.out))
+        changed = self.changed(checkpoint.get("config", {}))
         try:
             self.restore(checkpoint)
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise click.ClickException(
                 f"{self.out}: can't be resumed from ({one_line(error)})"
             ) from None
-        self.log = self.read_log()
+        self.log = [] if self.world.rank else self.read_log()
         if changed:
-            settings = {key: self.config[key] for key in changed}
-            self.log.append({"step": self.step, "changed": settings})
-            said = f"goes on from step {self.step} with other settings: {json.dumps(settings)}"
-            print0(self.world, f"{self.out}: {said}")
+            self.log.append({"step": self.step, "changed": changed})
+            said = f"goes on from step {self.step} with other settings: {json.dumps(changed)}"
+            self.world.print0(f"{self.out}: {said}")
+
+    def changed(self, before):
+        """Return the settings that are no longer those of a checkpoint's config, by name.
+
+        Raises click.ClickException for one that has to stay.
+        """
+        if "labels_sha256" not in before:
+            said = "of an earlier version, which kept no hashes of labels and drawings"
+            self.world.print0(f"warning: {self.out}: {said}; they are taken as they are")
+            before = before | {k: v for k, v in self.config.items() if k.startswith(HASHED)}
+        changed = {}
+        for key in before | self.config:
+            then, now = before.get(key), self.config.get(key)
+            if then == now:
+                continue
+            if key in FIXED or key.startswith(HASHED):
+                raise click.ClickException(
+                    f"{self.out}: was made with {key} {then}, not {now}; resume with the same "
+                    "settings, or give another -o"
+                )
+            if key in CHANGEABLE:
+                changed[key] = now
+        return changed
 
     def restore(self, checkpoint):
         """Take over what a checkpoint holds."""
@@ -168,14 +221,30 @@ class TrainState:
         for optimizer, rate in zip(self.optimizers, self.config["lr"]):
             optimizer.param_groups[0]["lr"] = rate / 3 if self.step < WARM_UP else rate
             self.scaler.step(optimizer)
-            optimizer.zero_grad()
         self.scaler.update()
         self.step += 1
+
+    def leave(self, error):
+        """Save the last finished step, as far as it is this process's, and say how to go on.
+
+        Exits with 1 where torchrun is to know that other nodes, or processes, are gone.
+        """
+        why, kept = getattr(error, "message", "asked to leave"), f"step {self.step}"
+        if self.world.rank == 0:
+            self.save()
+            kept = f"saved step {self.step} in {self.out}"
+        if isinstance(error, Leaving) and self.world.nodes == 1:
+            self.world.print0(f"{why}: {kept}; --resume goes on from there")
+            return
+        if local_rank():
+            sys.exit(1)
+        resume = "" if "--resume" in self.command else " --resume"
+        raise click.ClickException(f"{why}: {kept}; go on with: {self.command}{resume}")
 
     def note(self, entry):
         """Put an entry into the log and on the screen."""
         self.log.append({"step": self.step} | entry)
-        print0(self.world, log_line(self.log[-1]))
+        self.world.print0(log_line(self.log[-1]))
 
 
 def backward(state, views, random, targets):
@@ -186,7 +255,10 @@ def backward(state, views, random, targets):
     """
     embedder, config, n = state.embedder, state.config, len(views[0])
     both = np.concatenate(views)
-    features, slices = embedder.embed_cached(both, random)
+    for optimizer in state.optimizers:
+        optimizer.zero_grad()
+    with state.world.agree():
+        features, slices = embedder.embed_cached(both, random)
     scale = 1 / config["temperature"]
     parts = loss_parts(features[:n], features[n:], state.heads, targets, state.world, scale)
     loss = weighted_loss(parts, targets, config["loss"])
@@ -196,7 +268,8 @@ def backward(state, views, random, targets):
             "(nothing was overwritten)"
         )
     state.scaler.scale(loss).backward()
-    embedder.backward(both, random, features, slices)
+    with state.world.agree():
+        embedder.backward(both, random, features, slices)
     state.world.average_gradients([*embedder.encoder.parameters(), *state.heads.parameters()])
     return {name: value.detach() for name, value in (parts | {"loss": loss}).items()}
 
@@ -209,8 +282,9 @@ def evaluate(state, pictures, members):
     """
     totals, batch, scale = [], state.config["batch"], 1 / state.config["temperature"]
     for chunk in members[: len(members) // batch * batch].reshape(-1, batch):
-        views, targets = pictures.load(state.world.share(chunk), 0)
-        plain, styled = (state.embedder.embed_batch(view, None) for view in views)
+        with state.world.agree():
+            views, targets = pictures.load(state.world.share(chunk), 0)
+            plain, styled = (state.embedder.embed_batch(view, None) for view in views)
         parts = loss_parts(plain, styled, state.heads, targets, state.world, scale)
         totals.append(torch.stack(list(parts.values())))
     means = state.world.mean(torch.stack(totals).mean(0))
@@ -228,73 +302,30 @@ def log_line(entry):
     return "  ".join([f"step {entry['step']:5d}", *words])
 
 
-def print0(world, text):
-    """Print a line once, whatever the number of processes."""
-    if world.rank == 0:
-        click.echo(text)
-
-
 @click.command(context_settings={"show_default": True})
 @click.option("--shards", default="shards", help="Folder of drawings that render.py made.")
-@click.option(
-    "--labels", default="labels.npz", help="Pseudo-labels that cluster.py made from the same file."
-)
+@options.shown("--labels", "labels.npz", "Pseudo-labels that cluster.py made from the same file.")
 @click.option(
     "--smiles",
     help="Draw from this file while training, in new styles every epoch, instead of --shards.",
 )
 @options.out("encoder.pt", "Checkpoint; log and curves lie beside it.")
-@click.option(
-    "--init",
-    default="ViT-B/16",
-    help="Starting weights: bundled, a name of CLIP's, a file, or scratch:nano|tiny|small|base.",
-)
-@click.option("--epochs", default=4, type=COUNT, help="Passes over the molecules.")
+@options.shown("--init", "ViT-B/16", f"Starting weights: {STARTS}.")
+@options.shown("--epochs", 4, "Passes over the molecules.", type=COUNT)
 @click.option("--steps", type=COUNT, help="Stop after so many optimiser steps.")
 @options.batch(256, CLUSTER_RUN, "Molecules in a step, over all processes.")
-@click.option(
-    "--lr",
-    default="5e-6,0.01",
-    callback=options.parse_rates,
-    help="Learning rates of the encoder and, if named, the heads.",
-)
-@click.option(
-    "--loss",
-    default="contrastive=1,classes=1",
-    callback=options.parse_loss,
-    help="Weights of the tasks; 0 switches one off; descriptors=1 adds a third.",
-)
-@click.option(
-    "--augment",
-    default="default",
-    type=click.Choice(["none", *AUGMENT]),
-    help="Pixel augmentation of both views.",
-)
-@click.option(
-    "--tokens",
-    type=click.Choice(["all", "inked"]),
-    help="Patches the encoder looks at.  [default: all for CLIP's weights, else inked]",
-)
-@click.option(
-    "--temperature",
-    default=1 / 15,
-    show_default="1/15",
-    type=options.Positive(),
-    help="Temperature of the contrastive loss.",
-)
-@click.option(
-    "--micro-batch", type=COUNT, help="Pictures in memory at once.  [default: fits the device]"
-)
+@options.shown("--lr", "5e-6,0.01", ABOUT_LR, callback=options.parse_rates)
+@options.shown("--loss", "contrastive=1,classes=1", ABOUT_LOSS, callback=options.parse_loss)
+@options.shown("--augment", "default", "Pixel augmentation of both views.", type=LEVELS)
+@click.option("--tokens", type=click.Choice(["all", "inked"]), help=ABOUT_TOKENS)
+@click.option("--temperature", default=1 / 15, show_default="1/15", type=POSITIVE, help=ABOUT_T)
+@click.option("--micro-batch", type=COUNT, help=ABOUT_MICRO)
 @options.seed("Seed of the order and of random weights.")
 @options.device()
+@click.option("--no-compile", is_flag=True, help="Leave the encoder uncompiled on a GPU.")
 @options.precision(["auto", "bf16", "fp16", "fp32"], "auto", "Arithmetic; weights are always fp32.")
-@click.option(
-    "--save-every",
-    default=500,
-    type=COUNT,
-    help="Steps between checkpoints and held-out evaluations.",
-)
-@click.option("--log-every", default=10, type=COUNT, help="Steps between log lines.")
+@options.shown("--save-every", 500, ABOUT_SAVING, type=COUNT)
+@options.shown("--log-every", 10, "Steps between log lines.", type=COUNT)
 @options.resume("Go on from the checkpoint under -o, if there is one.")
 def main(device, **settings):
     """Train an image encoder on drawings of unlabelled molecules."""
@@ -306,33 +337,36 @@ def main(device, **settings):
     world.stop()
 
 
-def prepare(world, device, out, precision, resume, tokens, **settings):
+def prepare(world, device, out, precision, resume, no_compile, tokens, **settings):
     """Check everything that the user may have got wrong, and load what the run needs.
 
-    Return (TrainState, pictures, training order, held-out members).
+    Return (TrainState, pictures, training order, held-out members), alike on all processes.
     """
-    batch, seed, init = settings["batch"], settings["seed"], settings["init"]
-    check_options(world, out, batch, resume)
+    init, seed, batch = settings["init"], settings["seed"], settings["batch"]
+    world.together(lambda: check_options(world, out, batch, resume))
     dtype, reason = pick_precision(precision, device)
-    pictures = open_pairs(**settings)
-    order, held = split_held_out(pictures.labels.clusters[pictures.row], batch)
-    with world.rank0_first():
-        encoder = load_encoder(init, seed)
+    pictures = world.together(lambda: open_pairs(**settings))
+    order, held = world.together(lambda: split_held_out(pictures.clusters, batch))
+    encoder = world.local0_first(lambda: load_encoder(init, seed))
     encoder.arch["tokens"] = tokens or encoder.arch["tokens"]
     weights = sum(p.numel() for p in encoder.parameters()) / 1e6
     processes = f"{world.size} process{'es' if world.size > 1 else ''}"
     arithmetic = str(dtype or "fp32").removeprefix("torch.")
-    print0(
-        world,
+    world.print0(
         f"{len(order)} molecules to train on, {len(held)} held out; {weights:.1f} M weights from "
         f"{init}, {encoder.arch['tokens']} tokens; {processes} on {device.type} in {arithmetic} "
-        f"({reason})",
+        f"({reason})"
     )
     if pictures.unlabelled:
-        print0(world, f"{pictures.unlabelled} drawings have no label and are left out")
+        world.print0(f"{pictures.unlabelled} drawings have no label and are left out")
     config = describe_run(settings, pictures, encoder)
+    facts = {name: value for name, value in config.items() if name not in OWN}
+    facts |= {"order": digest(order=order, held=held), "weights": init_digest(init)}
+    world.compare(facts | {"precision": arithmetic, "resume": resume, "no_compile": no_compile})
     state = TrainState.start(out, config, world, encoder, pictures.labels.outputs, device, dtype)
-    if resume and Path(out).exists():
+    if device.type == "cuda" and encoder.arch["tokens"] == "all" and not no_compile:
+        state.embedder.compile(world)
+    if resume:
         state.resume()
     return state, pictures, order, held
 
@@ -348,20 +382,12 @@ def check_options(world, out, batch, resume):
         raise click.ClickException(
             f"-o {out}: give a name that ends in .pt; the log and curves are named after it"
         )
-    if Path(out).exists() and not resume:
-        raise click.ClickException(
-            f"{out}: exists already; go on with --resume, or give another name with -o"
-        )
     if world.rank == 0:
+        if Path(out).exists() and not resume:
+            raise click.ClickException(
+                f"{out}: exists already; go on with --resume, or give another name with -o"
+            )
         check_output(out)
-
-
-def open_pairs(shards, smiles, labels, seed, loss, **rest):
-    """Return the pairs of --smiles or --shards, with descriptors if --loss names them."""
-    describe = "descriptors" in loss
-    if smiles:
-        return DrawnPairs(smiles, labels, seed, describe)
-    return ShardPairs(shards, labels, describe)
 
 
 def describe_run(settings, pictures, encoder):
@@ -372,24 +398,40 @@ def describe_run(settings, pictures, encoder):
         "shards": str(drawings or shards),
         "labels": str(settings.pop("labels")),
         "input_sha256": pictures.sha256,
+        "labels_sha256": digest_labels(pictures.labels),
     }
+    config |= {f"drawings_{name}": value for name, value in pictures.drawings.items()}
     config |= {name: settings.pop(name) for name in ("init", "batch", "seed")}
     return config | {"tokens": encoder.arch["tokens"], "optimizer": "AdamW"} | settings
 
 
 def train(state, pictures, order, held):
     """Run the optimisation and leave the checkpoint, its log and curves."""
+    state.embedder.before_slice = Notice().check
+    try:
+        take_steps(state, pictures, order, held)
+    except (Leaving, LostProcess) as error:
+        state.leave(error)
+    if state.world.rank == 0:
+        curves = state.file(".curves.png")
+        plot_curves(curves, state.log)
+        click.echo(f"{state.out}: step {state.step}; {curves} shows the course")
+
+
+def take_steps(state, pictures, order, held):
+    """Take the steps that are left. Raises Leaving or LostProcess between two of them."""
     config, world, first = state.config, state.world, state.step
-    batch, seed = config["batch"], config["seed"]
+    batch, seed, fitting = config["batch"], config["seed"], state.embedder.fitting
     last = config["epochs"] * (len(order) // batch)
     last = min(last, config["steps"] or last)
-    leave, began, sums = [], time.time(), []
-    signal.signal(signal.SIGTERM, lambda *_: leave.append(True))
-    for step, views, targets in pictures.batches(schedule(order, batch, seed, first, last, world)):
-        parts = backward(state, views, random_numbers(seed, step, batch, world), targets)
+    began, sums = time.time(), []
+    plan = schedule(order, pictures.clusters, batch, seed, first, last, world)
+    for step, views, targets in pictures.batches(plan):
+        random = random_numbers(seed, step, batch, world)
+        parts = fitting(world, backward, state, views, random, targets)
         state.update_weights()
         sums.append(torch.stack(list(parts.values())))
-        stop, at_end = world.any(bool(leave)), state.step == last
+        at_end = state.step == last
         if state.step % config["log_every"] == 0 or at_end:
             means, sums = world.mean(torch.stack(sums).mean(0)).tolist(), []
             speed = (state.step - first) / (time.time() - began)
@@ -398,19 +440,10 @@ def train(state, pictures, order, held):
             rate = state.optimizers[0].param_groups[0]["lr"]
             place = {"epoch": state.step * batch / len(order), "lr": rate}
             state.note(place | dict(zip(parts, means)) | pace)
-        saving = state.step % config["save_every"] == 0 or at_end
-        if saving:
-            state.note(evaluate(state, pictures, held))
-        if world.rank == 0 and (saving or stop):
-            state.save()
-        if stop:
-            said = f"asked to leave: saved step {state.step} in {state.out}"
-            print0(world, f"{said}; --resume goes on from there")
-            break
-    if world.rank == 0:
-        curves = state.file(".curves.png")
-        plot_curves(curves, state.log)
-        click.echo(f"{state.out}: step {state.step}; {curves} shows the course")
+        if state.step % config["save_every"] == 0 or at_end:
+            state.note(fitting(world, evaluate, state, pictures, held))
+            if world.rank == 0:
+                state.save()
 
 
 if __name__ == "__main__":

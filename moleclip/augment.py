@@ -67,16 +67,17 @@ def moved_ink(index, level, random, encoder):
     index: palette indices, uint8 (n, 224, 224); level and random: as in `augment`.
     """
     device = encoder.mean.device
-    dark = (torch.from_numpy(index).to(device) > 0).float()[:, None]
+    paper = (torch.from_numpy(index).to(device) == 0).float()[:, None]
     if level != "none":
         u = torch.from_numpy(random).to(device).float()
-        dark = sample(dark, sampling_grid(u, AUGMENT[level]))
-    return encoder.ink_mask(1 - dark).sum(1).cpu().numpy()
+        paper = sample(paper, sampling_grid(u, AUGMENT[level]))
+    return encoder.ink_mask(paper).sum(1).cpu().numpy()
 
 
 def sample(pixels, grid):
-    """Return the pixels found at the places of a grid, of a picture that goes on at its border."""
-    return F.grid_sample(pixels, grid, "bilinear", "border", align_corners=False)
+    """Return the pixels found at the places of a grid; beyond a picture all is white, 1."""
+    dark = F.grid_sample(1 - pixels, grid, "bilinear", "zeros", align_corners=False)
+    return (1 - dark).clamp(min=0)
 
 
 def sampling_grid(u, chance):
@@ -87,7 +88,9 @@ def sampling_grid(u, chance):
     """
     steps = torch.arange(SIZE, device=u.device, dtype=torch.float32)
     coarse = torch.where(u[:, 0] < chance.downscale, 0.7 + 0.15 * u[:, 1], 1.0)[:, None]
-    place = (((steps * coarse).floor() + 0.5) / coarse * 2 / SIZE - 1).clamp(-1, 1)  # (n, 224)
+    middle = 1 - 1 / SIZE  # of the last pixel: half a pixel on it begins to fade into white
+    place = ((steps * coarse).floor() + 0.5) / coarse * 2 / SIZE - 1  # (n, 224)
+    place = place.clamp(-middle, middle)
     place = torch.where(coarse < 1, place, (2 * steps + 1) / SIZE - 1)
     zoom = chance.smallest + (1 - chance.smallest) * u[:, 3]
     zoom = torch.where(u[:, 2] < chance.shrink, zoom, 1.0)[:, None]

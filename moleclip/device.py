@@ -2,16 +2,33 @@
 
 import os
 import resource
+import signal
+import socket
 import time
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from datetime import timedelta
 
 import click
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from moleclip.pixels import SIZE
+from moleclip.files import one_line
+
+PATIENCE = timedelta(hours=2)  # of those that wait for a download, or for rank 0's baselines
+BY_TORCHRUN = "TORCHELASTIC_RUN_ID" in os.environ
+
+
+class Leaving(Exception):
+    """This process, or another, was told to stop."""
+
+
+class TooLarge(Exception):
+    """This process, or another, ran out of memory."""
+
+
+class LostProcess(click.ClickException):
+    """Another process is gone, and nothing that all have to do can be done any more."""
 
 
 def pick_device(wanted="auto"):
@@ -25,11 +42,16 @@ def pick_device(wanted="auto"):
         raise click.ClickException(
             "--device cuda: PyTorch sees no GPU here; leave the flag out to use the CPU"
         )
-    local, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    local, count = local_rank(), torch.cuda.device_count()
     if local_processes() > count:
         raise click.ClickException(f"more processes than GPUs ({count}); lower --nproc_per_node")
     torch.cuda.set_device(local)
     return torch.device("cuda", local)
+
+
+def local_rank():
+    """Return the number of this process among those of this machine."""
+    return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def local_processes():
@@ -58,31 +80,6 @@ def autocast(device, dtype):
     return torch.autocast(device.type, dtype) if dtype else nullcontext()
 
 
-def fitting_batch(arch, device, dtype):
-    """Return how many pictures train at once in half of a GPU's free memory, a third of the CPU's.
-
-    Each takes 100 bytes (fp32; else 50) for each token, width and layer.
-    """
-    args = arch["args"]
-    tokens = (SIZE // args["patch_size"]) ** 2
-    if arch["tokens"] != "all":
-        tokens //= 2
-    each = tokens * args["width"] * args["layers"] * (50 if dtype else 100)
-    if device.type == "cuda":
-        return max(8, min(1024, int(0.5 * torch.cuda.mem_get_info()[0] / each)))
-    return max(8, min(512, int(0.33 * memory_limit() / local_processes() / each)))
-
-
-def memory_limit():
-    """Return the bytes this process could have: the machine's, or its control group's if less."""
-    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        text = Path(path).read_text().strip() if Path(path).is_file() else "max"
-        if text.isdigit():
-            limits.append(int(text))
-    return min(limits)
-
-
 def memory_used(device):
     """Return the most memory this process has held so far, in GB: the GPU's, or the machine's."""
     if device.type == "cuda":
@@ -90,18 +87,19 @@ def memory_used(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
+def lacks_memory(error):
+    """Tell whether an error is of running out of memory, on the GPU or the CPU."""
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or "allocate memory" in str(error)
+
+
 @contextmanager
-def enough_memory(batch):
-    """Turn running out of memory into a click.ClickException of one line."""
+def connection():
+    """Raise LostProcess for what torch raises when another process is gone."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        if not known and "allocate memory" not in str(error):
-            raise
-        raise click.ClickException(
-            f"out of memory with --batch {batch}; lower --batch, or take a smaller encoder"
-        ) from None
+    except RuntimeError as error:
+        raise LostProcess(f"another process is gone ({one_line(error)})") from None
 
 
 class AllGather(torch.autograd.Function):
@@ -114,28 +112,39 @@ class AllGather(torch.autograd.Function):
     def forward(context, tensor, world):
         context.world = world
         parts = [torch.empty_like(tensor) for _ in range(world.size)]
-        dist.all_gather(parts, tensor.contiguous())
+        with connection():
+            dist.all_gather(parts, tensor.contiguous())
         return torch.cat(parts)
 
     @staticmethod
     def backward(context, gradient):
         gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
+        with connection():
+            dist.all_reduce(gradient)
         return gradient.chunk(context.world.size)[context.world.rank], None
 
 
 class Distributed:
-    """This process, number `rank` among `size` that work together."""
+    """This process, number `rank` among `size` that work together, on one node or several.
+
+    What a process tells the others in words goes by way of the CPU, and waits for long.
+    """
 
     def __init__(self, size=1, rank=0):
-        self.size, self.rank = size, rank
+        self.size, self.rank, self.device, self.patient = size, rank, "cpu", None
+        self.nodes = int(os.environ.get("GROUP_WORLD_SIZE", 1))
 
     @classmethod
     def start(cls, device):
         """Return this process among those that torchrun started, connected to them."""
         world = cls(int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0)))
         if world.size > 1:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            on_gpu, world.device = device.type == "cuda", device
+            own = {"backend": "nccl", "device_id": device} if on_gpu else {"backend": "gloo"}
+            dist.init_process_group(**own)
+            world.patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+        host = socket.gethostname()
+        world.places = [f"rank {i} on {host}" for i, host in enumerate(world.gather_objects(host))]
         return world
 
     def stop(self):
@@ -143,19 +152,95 @@ class Distributed:
         if self.size > 1:
             dist.destroy_process_group()
 
+    def gather_objects(self, item):
+        """Return the items of all processes, in rank order."""
+        items = [item] * self.size
+        if self.size > 1:
+            with connection():
+                dist.all_gather_object(items, item, self.patient)
+        return items
+
+    def print0(self, text):
+        """Print a line once, whatever the number of processes."""
+        if self.rank == 0:
+            click.echo(text)
+
     def barrier(self):
         """Wait for the other processes."""
+        self.gather_objects(None)
+
+    def together(self, work, mine=True):
+        """Return work(), None where it is not `mine`; if it fails anywhere, it does everywhere.
+
+        The click.ClickException says on which node it failed, if there are several.
+        """
+        result = problem = None
+        try:
+            result = work() if mine else None
+        except click.ClickException as error:
+            if self.size == 1:
+                raise
+            problem = error.message
+        problems = self.gather_objects(problem)
+        if any(problems):
+            said, place = next(pair for pair in zip(problems, self.places) if pair[0])
+            here = self.nodes > 1 and len(set(problems)) > 1
+            raise click.ClickException(f"{place}: {said}" if here else said)
+        return result
+
+    def local0_first(self, work):
+        """Return work(), done by one process of each node before the others: it may download."""
+        first = not local_rank()
+        results = self.together(work, first), self.together(work, not first)
+        return results[0] if first else results[1]
+
+    def from_rank0(self, work):
+        """Return on every process what work() returns on rank 0."""
+        found = [self.together(work, not self.rank)]
         if self.size > 1:
-            dist.barrier()
+            with connection():
+                dist.broadcast_object_list(found, group=self.patient)
+        return found[0]
+
+    def compare(self, facts):
+        """Raise click.ClickException where {name: value} are not the same on all processes."""
+        everyone = self.gather_objects(facts)
+        common = max(everyone, key=everyone.count)
+        for place, other in zip(self.places, everyone):
+            names = [name for name in common if other[name] != common[name]]
+            if names:
+                raise click.ClickException(
+                    f"{place} has other {', '.join(names)} than "
+                    f"{self.places[everyone.index(common)]}; all need the same files and options"
+                )
 
     @contextmanager
-    def rank0_first(self):
-        """Let rank 0 go ahead: clip.load's download is not safe for several at once."""
-        if self.rank:
-            self.barrier()
-        yield
-        if not self.rank:
-            self.barrier()
+    def agree(self):
+        """Let a stretch that asks nothing of other processes end on all of them alike.
+
+        Raises on all what was raised on one: Leaving, or TooLarge where memory ran out.
+        """
+        verdict = 0
+        try:
+            yield
+        except Leaving:
+            verdict = 2
+        except (MemoryError, RuntimeError) as error:
+            if not lacks_memory(error):
+                raise
+            verdict = 1
+        verdict = self.largest(verdict)
+        if verdict:
+            raise Leaving if verdict == 2 else TooLarge
+
+    def largest(self, number):
+        """Return the largest of all processes' numbers."""
+        if self.size == 1:
+            return number
+        tensor = torch.tensor(float(number), device=self.device)
+        with connection():
+            dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor.item()
 
     def share(self, values):
         """Return this process's share of a batch, an array with the same rows on each."""
@@ -170,35 +255,39 @@ class Distributed:
         if self.size == 1:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat)
-        flat /= self.size
+        flat = self.mean(torch.cat([gradient.flatten() for gradient in gradients]))
         parts = flat.split([gradient.numel() for gradient in gradients])
         for gradient, part in zip(gradients, parts):
             gradient.copy_(part.view_as(gradient))
 
-    def any(self, flag):
-        """Tell whether the flag is up on any process."""
-        if self.size == 1:
-            return flag
-        tensor = torch.tensor(float(flag), device="cuda" if dist.get_backend() == "nccl" else "cpu")
-        dist.all_reduce(tensor)
-        return tensor.item() > 0
-
     def mean(self, values):
         """Return the mean over processes of a tensor, which is overwritten."""
         if self.size > 1:
-            dist.all_reduce(values)
-        return values / self.size
+            with connection():
+                dist.all_reduce(values)
+        return values.div_(self.size)
+
+
+class Notice:
+    """SIGTERM, noted when it comes, or that the torchrun is gone that started this process."""
+
+    def __init__(self):
+        self.signals, self.parent = [], os.getppid()
+        signal.signal(signal.SIGTERM, lambda *_: self.signals.append(True))
+
+    def check(self):
+        """Raise Leaving if it has come."""
+        if self.signals or (BY_TORCHRUN and os.getppid() != self.parent):
+            raise Leaving
 
 
 @contextmanager
 def report_once():
-    """Let rank 0 alone tell of a user's mistake, which all processes find."""
+    """Let one process of each node tell of a user's mistake, which all processes find."""
     try:
         yield
     except click.ClickException:
-        if int(os.environ.get("RANK", 0)):
+        if local_rank():
             time.sleep(30)  # torchrun ends the others when one has left
         raise
 

@@ -1,12 +1,16 @@
 """The image encoder: CLIP's tower, which may look at inked patches alone, and how it embeds."""
 
+import os
 import warnings
+from contextlib import suppress
+from pathlib import Path
 
+import click
 import numpy as np
 import torch
 
 from moleclip.augment import augment, moved_ink
-from moleclip.device import autocast
+from moleclip.device import TooLarge, autocast, local_processes
 from moleclip.pixels import SIZE, palette
 
 with warnings.catch_warnings(action="ignore"):  # clip imports a deprecated pkg_resources
@@ -142,20 +146,78 @@ def to_pixels(index, device):
     return table[torch.as_tensor(index).to(device).int()].permute(0, 3, 1, 2)
 
 
+def fitting_batch(arch, device, dtype):
+    """Return how many pictures train at once in half of a GPU's free memory, a third of the CPU's.
+
+    Each takes 100 bytes (fp32; else 50) for each token, width and layer.
+    """
+    args = arch["args"]
+    tokens = (SIZE // args["patch_size"]) ** 2
+    if arch["tokens"] != "all":
+        tokens //= 2
+    each = tokens * args["width"] * args["layers"] * (50 if dtype else 100)
+    if device.type == "cuda":
+        return max(8, min(1024, int(0.5 * torch.cuda.mem_get_info()[0] / each)))
+    return max(8, min(512, int(0.33 * memory_limit() / local_processes() / each)))
+
+
+def memory_limit():
+    """Return the bytes this process could have: the machine's, or its control group's if less."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        text = Path(path).read_text().strip() if Path(path).is_file() else "max"
+        if text.isdigit():
+            limits.append(int(text))
+    return min(limits)
+
+
 class Embedder:
     """The encoder with all that decides how it sees a batch, and how it is trained on one.
 
-    level: of augmentation; micro_batch: the most pictures that are in memory at once. Pictures
-    are palette indices, uint8 (n, 224, 224); random is float64 numpy (n, N_UNIFORMS), or None for
-    no augmentation; features are fp32 (n, 512).
+    level: of augmentation; micro_batch: the most pictures that are in memory at once;
+    before_slice: called before each of them. Pictures are palette indices, uint8 (n, 224, 224);
+    random is float64 numpy (n, N_UNIFORMS), or None for no augmentation; features are fp32
+    (n, 512).
     """
 
     def __init__(self, encoder, device, dtype, level="none", micro_batch=64):
         self.encoder, self.device, self.dtype = encoder, device, dtype
-        self.level, self.micro_batch = level, micro_batch
+        self.level, self.micro_batch, self.before_slice = level, micro_batch, lambda: None
+
+    def compile(self, world):
+        """Compile the encoder's tower, unless a try fails on some process, which is then said."""
+        problem, blank = None, np.zeros((2, SIZE, SIZE), np.uint8)
+        self.encoder.visual.compile()  # in place: the names in the checkpoint stay
+        try:
+            self.embed(blank, None).sum().backward()
+        except Exception as error:  # no compiler, no Triton, an old GPU: each raises its own
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+        self.encoder.zero_grad()
+        problems = [each for each in world.gather_objects(problem) if each]
+        if problems:
+            torch.compiler.set_stance("force_eager")
+            world.print0(f"goes on without compiling, which fails here ({problems[0]})")
+
+    def fitting(self, world, work, *words):
+        """Return work(*words), done again with half the micro-batch while memory runs out.
+
+        The result doesn't depend on it. Raises click.ClickException below one picture.
+        """
+        while True:
+            with suppress(TooLarge):
+                return work(*words)
+            if world.largest(self.micro_batch) == 1:
+                raise click.ClickException(
+                    "out of memory even for one picture at a time; take a smaller encoder"
+                )
+            self.micro_batch = max(1, self.micro_batch // 2)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            world.print0(f"out of memory: goes on with --micro-batch {self.micro_batch}")
 
     def embed(self, pictures, random):
         """Return the features of pictures that fit into memory."""
+        self.before_slice()
         level = self.level if random is not None else "none"
         pixels, clean = augment(to_pixels(pictures, self.device), level, random)
         ink = self.encoder.ink_mask(clean) if self.encoder.arch["tokens"] == "inked" else None
@@ -178,32 +240,36 @@ class Embedder:
             order = np.argsort(np.concatenate(inked), kind="stable")
         return np.array_split(order, -(-len(pictures) // most))
 
-    def embed_batch(self, pictures, random, slices=None):
+    def embed_slices(self, pictures, random):
+        """Yield (places in the batch, features) slice by slice."""
+        for part in self.micro_batches(pictures, random):
+            yield part, self.embed(pictures[part], None if random is None else random[part])
+
+    def embed_batch(self, pictures, random):
         """Return the features of a batch in its order, computed slice by slice."""
-        slices = slices or self.micro_batches(pictures, random)
-        features = []
-        for part in slices:
-            numbers = None if random is None else random[part]
-            features.append(self.embed(pictures[part], numbers))
-        places = torch.from_numpy(np.argsort(np.concatenate(slices))).to(self.device)
-        return torch.cat(features)[places]
+        return self.in_order(self.embed_slices(pictures, random))
+
+    def in_order(self, slices):
+        """Return the features of slices, without gradient, in the order of their batch."""
+        parts, features = zip(*slices)
+        places = torch.from_numpy(np.argsort(np.concatenate(parts))).to(self.device)
+        return torch.cat(features).detach()[places]
 
     def embed_cached(self, pictures, random):
-        """Return (features of a batch to train on, the slices that `backward` has to do again).
+        """Return (features that collect the loss's gradient, the slices that `backward` needs).
 
-        If all fits into memory there are none of these. Else the features come without gradient
-        and collect theirs from the loss: gradient caching (Gao et al., arXiv:2101.06983), which
-        has the memory of one slice and the result of one pass.
+        If all fits into memory the slices keep their way back. Else `backward` computes them
+        once more: gradient caching (Gao et al., arXiv:2101.06983), which has the memory of one
+        slice and the result of one pass.
         """
-        slices = self.micro_batches(pictures, random)
-        if len(pictures) <= self.micro_batch:
-            return self.embed_batch(pictures, random, slices), []
-        with torch.no_grad():
-            features = self.embed_batch(pictures, random, slices)
-        return features.requires_grad_(), slices
+        with torch.set_grad_enabled(len(pictures) <= self.micro_batch):
+            slices = list(self.embed_slices(pictures, random))
+        return self.in_order(slices).requires_grad_(), slices
 
     def backward(self, pictures, random, features, slices):
         """Carry the gradient of cached features on into the encoder, slice by slice."""
-        for part in slices:
-            gradient = features.grad[torch.from_numpy(part).to(self.device)]
-            self.embed(pictures[part], random[part]).backward(gradient)
+        for part, known in slices:
+            self.before_slice()
+            if not known.requires_grad:
+                known = self.embed(pictures[part], random[part])
+            known.backward(features.grad[torch.from_numpy(part).to(self.device)])

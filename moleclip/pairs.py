@@ -1,5 +1,6 @@
 """What pretraining sees: pairs of views with their targets, in batches, and the losses on them."""
 
+import hashlib
 import math
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
+from rdkit import rdBase
 from torch.nn import functional as F
 
 from moleclip.augment import N_UNIFORMS
@@ -20,6 +22,7 @@ from moleclip.workers import default_workers
 
 CLUSTER_RUN = 32  # cluster mates that enter a batch together, as hard negatives: MoleCLIP's 256 / 8
 HELD_OUT = 0.001  # of the molecules, at least one batch
+DRAWINGS = ("views", "r_groups", "seed", "max_atoms", "rdkit")  # facts of shards that a run keeps
 MACCS_PACKED = 168  # bits of the keys as cluster.py packs them: 167 and an empty one
 # The target's task and loss; all others are clusters.
 LOSSES = {
@@ -29,12 +32,36 @@ LOSSES = {
 CLUSTERS = ("classes", F.cross_entropy)
 
 
+def open_pairs(shards, smiles, labels, seed, loss, **rest):
+    """Return the pairs of --smiles or --shards, with descriptors if --loss names them."""
+    describe = "descriptors" in loss
+    if smiles:
+        return DrawnPairs(smiles, labels, seed, describe)
+    return ShardPairs(shards, labels, describe)
+
+
+def digest(**arrays):
+    """Return a short hash of arrays with their names, types and shapes; None is no array."""
+    known = hashlib.sha256()
+    for name, array in arrays.items():
+        if array is not None:
+            known.update(f"{name} {array.dtype} {array.shape} ".encode())
+            known.update(np.ascontiguousarray(array))
+    return known.hexdigest()[:16]
+
+
+def digest_labels(labels):
+    """Return a short hash of what Labels hold: the label sets, and descriptors if used."""
+    return digest(**labels.sets, descriptors=labels.descriptors, maccs=labels.maccs)
+
+
 class ShardPairs:
     """Molecules that have both a drawing and a label, read at random from memory-mapped shards."""
 
     def __init__(self, folder, labels_path, describe=False):
         self.shards, manifest = open_shards(Path(folder))
         self.sha256 = manifest["sha256"]
+        self.drawings = {key: manifest[key] for key in DRAWINGS}
         self.labels = Labels(labels_path, folder, manifest, describe)
         counts = [len(shard["row"]) for shard in self.shards]
         row = np.concatenate([shard["row"] for shard in self.shards])
@@ -42,7 +69,7 @@ class ShardPairs:
         number = np.concatenate([np.arange(count) for count in counts])
         kept = (self.labels.clusters[row] >= 0).all(1)
         self.row, self.place = row[kept], np.stack([shard, number], 1)[kept]
-        self.unlabelled = int((~kept).sum())
+        self.clusters, self.unlabelled = self.labels.clusters[self.row], int((~kept).sum())
 
     def __len__(self):
         return len(self.row)
@@ -83,9 +110,11 @@ class DrawnPairs:
         source = find_input(source)
         facts = input_facts(source)
         self.sha256, self.seed = facts["sha256"], seed
+        self.drawings = {"views": "drawn in training", "seed": seed, "rdkit": rdBase.rdkitVersion}
         self.labels = Labels(labels_path, source, facts, describe)
         good = (self.labels.clusters >= 0).all(1)
         self.row, self.unlabelled = np.flatnonzero(good), 0
+        self.clusters = self.labels.clusters[self.row]
         self.smiles = [m.smiles for m in read_molecules(source) if good[m.row]]
         self.workers = max(1, default_workers() // local_processes())
 
@@ -156,25 +185,28 @@ def split_held_out(labels, batch):
     return order[~held], order[held]
 
 
-def epoch_batches(order, batch, seed, epoch):
+def epoch_batches(order, labels, batch, seed, epoch):
     """Return an epoch's batches, int (steps, batch): each of several runs of 32 cluster mates.
 
-    The runs are cut anew and shuffled each epoch.
+    order: as `split_held_out` returns it for these labels. Each epoch, mates are shuffled within
+    their class, all is cut into runs from some place on, and the runs are shuffled.
     """
     random = np.random.default_rng([seed, epoch])
-    # so that no molecule is left over in every epoch
-    start = random.integers(len(order) % CLUSTER_RUN + 1)
-    runs = order[start : start + len(order) // CLUSTER_RUN * CLUSTER_RUN].reshape(-1, CLUSTER_RUN)
+    order = order[np.lexsort((random.random(len(order)), labels[order, -1]))]
+    # round the end, so that what is left over is in every epoch something else
+    order = np.roll(order, random.integers(len(order)))
+    runs = order[: len(order) // CLUSTER_RUN * CLUSTER_RUN].reshape(-1, CLUSTER_RUN)
     runs = runs[random.permutation(len(runs))]
     steps = len(order) // batch
     return runs[: steps * batch // CLUSTER_RUN].reshape(steps, batch)
 
 
-def schedule(order, batch, seed, first, last, world):
+def schedule(order, labels, batch, seed, first, last, world):
     """Yield (step, this process's members, epoch) for the steps first..last-1."""
     steps = len(order) // batch
     for epoch in range(first // steps, -(-last // steps)):
-        for step, members in enumerate(epoch_batches(order, batch, seed, epoch), epoch * steps):
+        batches = epoch_batches(order, labels, batch, seed, epoch)
+        for step, members in enumerate(batches, epoch * steps):
             if first <= step < last:
                 yield step, world.share(members), epoch
 

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import click
@@ -11,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from moleclip.augment import N_UNIFORMS
-from moleclip.device import ALONE
+from moleclip.device import ALONE, lacks_memory
 from moleclip.encoder import ADAM
 from moleclip.metrics import best_epoch
 from moleclip.weights import load_checkpoint, save_checkpoint
@@ -139,7 +140,7 @@ def train(source, objective, optimizers, plan, scaler=None, progress=None, start
     """
     objective = objective._replace(labels=objective.labels.to(source.device))
     state = Progress(source.model, optimizers, scaler or torch.amp.GradScaler("cpu", enabled=False))
-    state.resume(progress)
+    state.resume(progress, source.world)
     if start and not state.history:
         state.add(start | {"val_loss": validate(source, objective)})
     done, saved = state.history[-1]["epoch"] if state.history else 0, time.time()
@@ -192,17 +193,31 @@ class Progress:
             optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
         )
 
-    def resume(self, path):
-        """Go on from a file of `save`, if it is there."""
-        if not path or not path.exists():
+    def resume(self, path, world):
+        """Go on from a file of `save` that rank 0 reads for all, if it has one."""
+        read = lambda: load_checkpoint(path) if path.exists() else None
+        found = world.from_rank0(read) if path else None
+        if not found:
             return
-        found = load_checkpoint(path)
         self.model.load_state_dict(found["model"])
         self.scaler.load_state_dict(found["scaler"])
         for optimizer, state in zip(self.optimizers, found["optimizers"]):
             optimizer.load_state_dict(state)
         self.history, self.best = found["history"], found["best"]
-        click.echo(f"going on after epoch {self.history[-1]['epoch']} of {path}")
+        world.print0(f"going on after epoch {self.history[-1]['epoch']} of {path}")
+
+
+@contextmanager
+def enough_memory(batch):
+    """Turn running out of memory into a click.ClickException of one line."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        raise click.ClickException(
+            f"out of memory with --batch {batch}; lower --batch, or take a smaller encoder"
+        ) from None
 
 
 def rank0_bar(name, unit, total, world, behind=0):

@@ -1,5 +1,6 @@
 """Encoders from files and by name: this project's, OpenAI's, MoleCLIP's, DINOv2's; checkpoints."""
 
+import hashlib
 import json
 import math
 import struct
@@ -19,6 +20,7 @@ with warnings.catch_warnings(action="ignore"):  # clip imports a deprecated pkg_
 
 BUNDLED = ROOT / "weights" / "moleclip-small.pt"
 DINOV2_NORM = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # of its pictures
+DINOV2_UNUSED = ("embeddings.mask_token", "classifier.")  # of its own training, of a task on top
 
 
 def load_encoder(init, seed=0):
@@ -47,6 +49,12 @@ def load_encoder(init, seed=0):
     if "arch" in checkpoint:
         return restore_encoder(checkpoint, path)
     return load_tower(checkpoint, path)
+
+
+def init_digest(init):
+    """Return the SHA-256 of the file that --init names, or what else it names."""
+    path = BUNDLED if init == "bundled" else Path(init)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else init
 
 
 def new_encoder(init, seed):
@@ -122,7 +130,7 @@ def load_clip(name):
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         if Path(name).is_file():
             raise click.ClickException(
-                f"{name}: not an encoder that this project knows; --init takes what README.md lists"
+                f"{name}: not an encoder that is known here; --init takes what docs/manual.md lists"
             ) from None
         bundled = ", bundled" if BUNDLED.is_file() else ""
         raise click.ClickException(
@@ -222,13 +230,13 @@ def load_dinov2(path):
 
     It is exact but for its position grid's new size. LayerScale is folded into the layers before
     it, the patch bias into the position embeddings; the projection, which DINOv2 lacks, is
-    orthonormal but for one factor, and always the same. Raises click.ClickException.
+    orthonormal but for one factor, and always the same. Raises click.ClickException, for
+    weights too that would be left out, such as register tokens.
     """
     source = {name.removeprefix("dinov2."): value for name, value in read_safetensors(path).items()}
     try:
-        width, _, _, patch = source["embeddings.patch_embeddings.projection.weight"].shape
-        state = dinov2_embeddings(source, width, patch)
         layers = count_layers(source, "encoder.layer.")
+        state = dinov2_embeddings(source)
         for i in range(layers):
             for name, value in dinov2_block(source, f"encoder.layer.{i}.").items():
                 state[f"transformer.resblocks.{i}.{name}"] = value
@@ -236,15 +244,24 @@ def load_dinov2(path):
         raise click.ClickException(
             f"{path}: not a DINOv2 vision transformer in Hugging Face's names ({one_line(error)})"
         ) from None
+    left = [name for name in source if not name.startswith(DINOV2_UNUSED)]
+    if left:
+        raise click.ClickException(
+            f"{path}: its {left[0]} has no place here; take a DINOv2 without registers"
+        )
     own = {"gelu": "exact", "ln_pre": False, "ln_eps": 1e-6, "tokens": "inked"} | DINOV2_NORM
+    width, _, _, patch = state["conv1.weight"].shape
     arch = new_arch(width, layers, width // 64, patch, **own)
     return restore_encoder({"encoder": state, "arch": arch}, path)
 
 
-def dinov2_embeddings(source, width, patch):
-    """Return DINOv2's weights before and after the layers, and a projection, by CLIP's names."""
+def dinov2_embeddings(source):
+    """Take DINOv2's weights around the layers out of `source`; return them by CLIP's names."""
     at = "embeddings.patch_embeddings.projection."
-    positions = source["embeddings.position_embeddings"][0]
+    convolution, bias = source.pop(f"{at}weight"), source.pop(f"{at}bias")
+    positions = source.pop("embeddings.position_embeddings")[0]
+    norm = source.pop("layernorm.weight")
+    width, _, _, patch = convolution.shape
     old, new = math.isqrt(len(positions) - 1), SIZE // patch
     grid = positions[1:]
     if old != new:
@@ -254,29 +271,30 @@ def dinov2_embeddings(source, width, patch):
     steady = torch.Generator().manual_seed(0)
     projection = torch.nn.init.orthogonal_(torch.empty(width, 512), generator=steady)
     return {
-        "conv1.weight": source[f"{at}weight"],
-        "class_embedding": source["embeddings.cls_token"][0, 0],
-        "positional_embedding": torch.cat([positions[:1], grid + source[f"{at}bias"]]),
-        "proj": projection * (NORM / source["layernorm.weight"].norm()),
-        "ln_post.weight": source["layernorm.weight"],
-        "ln_post.bias": source["layernorm.bias"],
+        "conv1.weight": convolution,
+        "class_embedding": source.pop("embeddings.cls_token")[0, 0],
+        "positional_embedding": torch.cat([positions[:1], grid + bias]),
+        "proj": projection * (NORM / norm.norm()),
+        "ln_post.weight": norm,
+        "ln_post.bias": source.pop("layernorm.bias"),
     }
 
 
 def dinov2_block(source, at):
-    """Return one DINOv2 layer's weights by CLIP's names."""
-    first, second = source[f"{at}layer_scale1.lambda1"], source[f"{at}layer_scale2.lambda1"]
+    """Take one DINOv2 layer's weights out of `source`, and return them by CLIP's names."""
+    first, second = (source.pop(f"{at}layer_scale{i}.lambda1") for i in (1, 2))
     names = [f"{at}attention.attention.{name}" for name in ("query", "key", "value")]
     block = {}
     for kind in ("weight", "bias"):
         rows = (-1, 1) if kind == "weight" else (-1,)  # LayerScale scales a layer's outputs
-        mixed, told = source[f"{at}attention.output.dense.{kind}"], source[f"{at}mlp.fc2.{kind}"]
+        mixed = source.pop(f"{at}attention.output.dense.{kind}")
+        told = source.pop(f"{at}mlp.fc2.{kind}")
         block |= {
-            f"attn.in_proj_{kind}": torch.cat([source[f"{name}.{kind}"] for name in names]),
+            f"attn.in_proj_{kind}": torch.cat([source.pop(f"{name}.{kind}") for name in names]),
             f"attn.out_proj.{kind}": first.view(rows) * mixed,
-            f"mlp.c_fc.{kind}": source[f"{at}mlp.fc1.{kind}"],
+            f"mlp.c_fc.{kind}": source.pop(f"{at}mlp.fc1.{kind}"),
             f"mlp.c_proj.{kind}": second.view(rows) * told,
-            f"ln_1.{kind}": source[f"{at}norm1.{kind}"],
-            f"ln_2.{kind}": source[f"{at}norm2.{kind}"],
+            f"ln_1.{kind}": source.pop(f"{at}norm1.{kind}"),
+            f"ln_2.{kind}": source.pop(f"{at}norm2.{kind}"),
         }
     return block

@@ -3,16 +3,9 @@ import numpy as np
 import pytest
 import torch
 
-from moleclip.device import (
-    ALONE,
-    Distributed,
-    enough_memory,
-    fitting_batch,
-    pick_device,
-    pick_precision,
-    report_once,
-)
-from moleclip.encoder import SCRATCH, new_arch
+from moleclip.device import ALONE, Distributed, pick_device, pick_precision, report_once
+from moleclip.encoder import SCRATCH, fitting_batch, new_arch
+from moleclip.training import enough_memory
 
 CPU = torch.device("cpu")
 
@@ -31,7 +24,7 @@ def test_the_precision_comes_with_its_reason():
 
 
 def test_larger_encoders_fit_fewer_pictures(monkeypatch):
-    monkeypatch.setattr("moleclip.device.memory_limit", lambda: 16e9)
+    monkeypatch.setattr("moleclip.encoder.memory_limit", lambda: 16e9)
     fitting = [fitting_batch(new_arch(*SCRATCH[size]), CPU, None) for size in SCRATCH]
     assert fitting == sorted(fitting, reverse=True) and fitting[0] == 512 and fitting[-1] == 29
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
@@ -54,11 +47,11 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
         raise RuntimeError("shapes differ")
 
 
-def test_rank_0_alone_tells_of_a_mistake(monkeypatch):
+def test_one_process_of_a_node_tells_of_a_mistake(monkeypatch):
     slept = []
     monkeypatch.setattr("time.sleep", slept.append)
     for rank in ("0", "1"):
-        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", rank)
         with pytest.raises(click.ClickException), report_once():
             raise click.ClickException("wrong")
     assert slept == [30]  # until torchrun has ended the other
@@ -74,5 +67,5 @@ def test_processes_share_a_batch():
 def test_one_process_needs_no_others():
     tensor = torch.randn(3)
     assert ALONE.gather(tensor) is tensor and torch.equal(ALONE.mean(tensor), tensor)
-    assert ALONE.any(True) and not ALONE.any(False)
+    assert ALONE.largest(3) == 3 and ALONE.gather_objects("this") == ["this"]
     ALONE.barrier(), ALONE.average_gradients([]), ALONE.stop()

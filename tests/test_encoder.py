@@ -1,9 +1,13 @@
+import functools
+
+import click
 import numpy as np
 import pytest
 import torch
 from views import index_pictures, real_pixels
 
 from moleclip.augment import N_UNIFORMS, augment
+from moleclip.device import ALONE
 from moleclip.encoder import Embedder, to_pixels
 from moleclip.weights import load_encoder
 
@@ -65,6 +69,69 @@ def test_slices_hold_pictures_of_like_ink_after_augmentation(level):
     assert padded <= 1.02 * np.sort(counts).reshape(-1, 8).max(1).sum() * 8
 
 
+def running_out(most):
+    """An Embedder that runs out of memory with more pictures than `most`."""
+    embedder = Embedder(load_encoder("scratch:nano"), CPU, None, "default", 24)
+    embed = embedder.embed
+
+    def limited(pictures, random):
+        if len(pictures) > most:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return embed(pictures, random)
+
+    embedder.embed = limited
+    return embedder
+
+
+def gradient(embedder, index, random):
+    embedder.encoder.zero_grad()
+    with ALONE.agree():
+        features, slices = embedder.embed_cached(index, random)
+    features.square().sum().backward()
+    with ALONE.agree():
+        embedder.backward(index, random, features, slices)
+    return torch.cat([p.grad.flatten() for p in embedder.encoder.parameters()])
+
+
+def test_slices_get_smaller_while_memory_runs_out(capsys):
+    index, random = np.concatenate(index_pictures(12)), np.random.default_rng(0).random((24, 16))
+    whole, few = running_out(24), running_out(4)
+    wanted = gradient(whole, index, random)
+    found = few.fitting(ALONE, gradient, few, index, random)
+    assert torch.allclose(found, wanted, atol=2e-6 * wanted.abs().max())
+    assert whole.micro_batch == 24 and few.micro_batch == 3
+    said = capsys.readouterr().out.splitlines()
+    assert said == [f"out of memory: goes on with --micro-batch {n}" for n in (12, 6, 3)]
+
+
+def test_no_memory_for_one_picture_is_said_in_a_line():
+    none, index = running_out(0), index_pictures(2)[0]
+    with pytest.raises(click.ClickException, match="out of memory even for one picture"):
+        none.fitting(ALONE, gradient, none, index, np.zeros((2, N_UNIFORMS)))
+
+
+def test_an_encoder_that_cant_be_compiled_is_used_as_it_is(monkeypatch, capsys):
+    def failing(graph, inputs):
+        raise OSError("no compiler here\nand more")
+
+    compile_by = functools.partialmethod(torch.nn.Module.compile, backend=failing)
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_by)
+    monkeypatch.setattr("moleclip.encoder.unfused", lambda tensor: False)  # as on a GPU
+    encoder, index = load_encoder("scratch:nano"), index_pictures(2)[0]
+    encoder.arch["tokens"], embedder = "all", Embedder(encoder, CPU, None)
+    with torch.no_grad():
+        wanted = embedder.embed(index, None)
+    try:
+        embedder.compile(ALONE)
+        with torch.no_grad():
+            assert torch.equal(embedder.embed(index, None), wanted)
+    finally:
+        torch.compiler.set_stance("default")
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and "goes on without compiling" in said and "no compiler" in said
+    assert all(p.grad is None for p in encoder.parameters())
+
+
 def test_cached_features_give_the_gradient_of_one_pass():
     encoder = load_encoder("scratch:nano")
     index, random = np.concatenate(index_pictures(6)), np.random.default_rng(0).random((12, 16))
@@ -73,7 +140,8 @@ def test_cached_features_give_the_gradient_of_one_pass():
         encoder.zero_grad()
         embedder = Embedder(encoder, CPU, None, "default", micro_batch)
         features, slices = embedder.embed_cached(index, random)
-        assert bool(slices) == (micro_batch == 5)
+        assert features.is_leaf and len(slices) == {12: 1, 5: 3}[micro_batch]
+        assert {known.requires_grad for _, known in slices} == {micro_batch == 12}
         features.square().sum().backward()
         embedder.backward(index, random, features, slices)
         found.append([p.grad.clone() for p in encoder.parameters()])

@@ -72,14 +72,29 @@ def test_a_batch_is_made_of_runs_of_cluster_mates():
     assert len(held) == 64 and not set(order) & set(held) and len(order) + len(held) == 1000
     # cluster mates, whose class stays in training
     assert set(labels[held, 1]) <= set(labels[order, 1]) and len(set(labels[held, 1])) <= 8
-    seen = epoch_batches(order, 64, 0, 0)
+    seen = epoch_batches(order, labels, 64, 0, 0)
     assert len(np.unique(seen)) == seen.size == len(order) // 64 * 64
-    place = {member: i for i, member in enumerate(order)}
-    for batch in seen:
-        for run in batch.reshape(-1, 32):
-            assert [place[m] for m in run] == list(range(place[run[0]], place[run[0]] + 32))
-    assert (seen != epoch_batches(order, 64, 0, 1)).any()
-    assert (seen == epoch_batches(order, 64, 0, 0)).all()
+    for run in labels[seen.reshape(-1, 32), 1]:  # of classes of 12 to 25, each beside the next
+        places = np.unique((run - run[0]) % 40)
+        assert len(places) <= 4 and (np.diff(places) == 1).all()
+    assert (seen != epoch_batches(order, labels, 64, 0, 1)).any()
+    assert (seen == epoch_batches(order, labels, 64, 0, 0)).all()
+
+
+def test_a_molecule_meets_most_of_its_class_over_epochs():
+    labels = np.arange(2000)[:, None] % 8
+    order, _ = split_held_out(labels, 64)
+    mates = order[labels[order, 0] == 3]
+    met, seen = {mate: set() for mate in mates[::25]}, np.zeros(2000, int)
+    for epoch in range(8):
+        batches = epoch_batches(order, labels, 64, 0, epoch)
+        seen[batches] += 1
+        for run in batches.reshape(-1, 32):
+            for mate in met.keys() & {*run}:
+                met[mate] |= {*run} & {*mates}
+    assert len(mates) > 240 and min(map(len, met.values())) > 0.5 * len(mates)
+    # 16 of the 1936 are left out of an epoch, others each time
+    assert seen[order].min() >= 6 and (seen[order] < 8).sum() > 100
 
 
 def test_pairs_from_smiles_are_drawn_anew_every_epoch(road):

@@ -138,6 +138,17 @@ def test_a_safetensors_file_that_is_no_dinov2(tmp_path):
         load_encoder(str(tmp_path / "other.safetensors"))
 
 
+def test_dinov2_with_registers_is_refused(tmp_path):
+    weights = random_dinov2(layers=1) | {"embeddings.mask_token": torch.zeros(1, 128)}
+    weights |= {"classifier.weight": torch.zeros(2, 256), "classifier.bias": torch.zeros(2)}
+    write_safetensors(tmp_path / "whole.safetensors", weights)
+    load_encoder(str(tmp_path / "whole.safetensors"))
+    for name in ("embeddings.register_tokens", "encoder.layer.0.extra.weight"):
+        write_safetensors(tmp_path / "more.safetensors", weights | {name: torch.zeros(1, 4, 128)})
+        with pytest.raises(click.ClickException, match=f"{name} has no place.* without registers"):
+            load_encoder(str(tmp_path / "more.safetensors"))
+
+
 @pytest.mark.parametrize("form", ["archive", "state dict"])
 def test_openais_format_gives_what_encode_image_gives(tmp_path, form):
     torch.manual_seed(1)
