@@ -28,7 +28,7 @@ from moleclip import options
 from moleclip.drawing import draw_views
 from moleclip.features import pack_fingerprint
 from moleclip.files import check_output, save_whole
-from moleclip.model import Deployed, load_model, to_fp16
+from moleclip.model import Deployed, load_model, same_encoder, same_weights, to_fp16, why_unlike
 from moleclip.molecules import MAX_ATOMS, Rejected
 from moleclip.onnxmodel import metadata_props
 from moleclip.pixels import SIZE, inflate, to_rgb
@@ -80,20 +80,7 @@ def model_in(run):
     return path / "model.pt" if path.is_dir() else path
 
 
-def same_weights(one, other):
-    """Tell whether two modules hold the same tensors under the same names."""
-    one, other = one.state_dict(), other.state_dict()
-    return one.keys() == other.keys() and all(
-        torch.equal(value, other[name]) for name, value in one.items()
-    )
-
-
-def same_encoder(one, other):
-    """Tell whether two encoders are the same."""
-    return one.arch == other.arch and same_weights(one, other)
-
-
-def combine(paths):
+def combine(paths, force=False):
     """Return (Deployed, [checkpoint, ...]) of model.pt files: heads on one encoder, or an ensemble.
 
     Raises click.ClickException for models that can't be one file.
@@ -106,7 +93,9 @@ def combine(paths):
         model.encoder = models[0].encoder
     predicts = [(checkpoint["targets"], checkpoint["task"]) for checkpoint in checkpoints]
     ensemble = len(models) > 1 and all(what == predicts[0] for what in predicts)
-    if not ensemble:
+    if ensemble:
+        check_ensemble(paths, checkpoints, force)
+    else:
         check_heads(checkpoints, shared)
     encoders = [model.encoder for model in models[: 1 if shared else None]]
     tasks = [checkpoint["task"] for checkpoint in checkpoints]
@@ -138,6 +127,17 @@ def check_distinct(paths, models, checkpoints):
                     f"{path} and {before} hold the same model (a run folder's model.pt is a copy "
                     "of its best seed's); give each once"
                 )
+
+
+def check_ensemble(paths, checkpoints, force):
+    """Raise click.ClickException if these models predict different things; warn if forced."""
+    for path, checkpoint in zip(paths[1:], checkpoints[1:]):
+        why = why_unlike(checkpoints[0], checkpoint)
+        said = f"{paths[0]} and {path} predict {', '.join(checkpoint['targets'])}, but {why}"
+        if why and not force:
+            raise click.ClickException(f"{said}; export each alone, or --force to take their mean")
+        if why:
+            click.echo(f"warning: {said}", err=True)
 
 
 def check_heads(checkpoints, shared):
@@ -210,8 +210,8 @@ def describe_run(checkpoint):
     """Return what a run predicts, how well, and how it was trained."""
     asked = ("data", "init", "split", "seed", "epochs", "batch", "freeze", "augment")
     training = {key: checkpoint["config"].get(key) for key in (*asked, "lr_encoder", "lr_head")}
-    facts = {key: checkpoint[key] for key in ("targets", "task", "metrics")}
-    return facts | {"training": training}
+    told = ("targets", "task", "metrics", "classes", "units")  # the last two only of newer runs
+    return {key: checkpoint.get(key) for key in told} | {"training": training}
 
 
 def table_beside(path):
@@ -395,7 +395,9 @@ def save_checked(out, deployed, precision, props, images, force):
     help="Leave out the training molecules' fingerprints, which can disclose private structures.",
 )
 @click.option(
-    "--force", is_flag=True, help="Write fp16 or int8 even if it differs beyond the stated bounds."
+    "--force",
+    is_flag=True,
+    help="Write what differs beyond the bounds, or an ensemble of different tables.",
 )
 def main(runs, out, precision, encoder_only, no_fingerprints, force):
     """Export each RUN, a folder of finetune.py or a model.pt in it, into one file.
@@ -407,7 +409,7 @@ def main(runs, out, precision, encoder_only, no_fingerprints, force):
         raise click.ClickException("--encoder-only: takes one run or encoder")
     paths = [] if encoder_only else [find_model(run) for run in runs]
     check_output(out, *(paths or [model_in(runs[0])]))
-    deployed, checkpoints = encoder_alone(runs[0]) if encoder_only else combine(paths)
+    deployed, checkpoints = encoder_alone(runs[0]) if encoder_only else combine(paths, force)
     check_size(deployed, precision)
     tables = [table_beside(path) for path in paths]
     training, molecules = training_fingerprints([] if no_fingerprints else tables)

@@ -3,7 +3,7 @@
     python predict.py model.onnx smiles.txt     # predictions.csv
     python predict.py model.onnx library.csv --keep-columns --html report.html
     python predict.py model.onnx figure.png     # a drawn molecule, or a folder of them
-    echo "CCO ethanol" | python predict.py model.onnx -
+    python predict.py --join predictions-*-of-8.csv    # of --part, into predictions.csv
 
 One line comes out for every row that goes in, in the same order; a molecule that can't be read says
 why in its line.
@@ -19,18 +19,28 @@ from types import SimpleNamespace
 
 import click
 import numpy as np
+import onnxruntime
+import PIL
 from rdkit import rdBase
 from tqdm import tqdm
 
 from moleclip import options
 from moleclip.drawing import FONTS, font_path
 from moleclip.features import featurize
-from moleclip.files import check_output
+from moleclip.files import check_output, final_path, save_whole
 from moleclip.formats import find_smiles_column, input_kind
-from moleclip.molecules import BLOCK, Molecule, Rejected, find_input, input_facts, read_molecules
+from moleclip.molecules import (
+    BLOCK,
+    Molecule,
+    Part,
+    Rejected,
+    find_input,
+    input_facts,
+    read_molecules,
+)
 from moleclip.onnxmodel import OnnxModel
-from moleclip.outputs import ResumableCsv, write_report
-from moleclip.pictures import KINDS, read_picture
+from moleclip.outputs import ResumableCsv, all_parts, join_tables, write_report
+from moleclip.pictures import content_hash, is_picture, pictures_in, read_picture
 from moleclip.workers import parallel, prefetch
 
 # Rows that are sorted by ink and written together: what an interruption costs at most. It divides
@@ -38,7 +48,7 @@ from moleclip.workers import parallel, prefetch
 WINDOW = 256
 # Pictures in one call: a small batch stays in a CPU's cache, and its pictures have like ink.
 BATCH = {"CPU": 8, "CUDA": 64}
-OWN = ("row", "smiles", "name", "nearest_training", "error")  # columns of predictions.csv
+OWN = ("row", "smiles", "name", "nearest_training", "note", "error")  # columns of predictions.csv
 
 
 class MoleculeFile:
@@ -56,6 +66,9 @@ class MoleculeFile:
         self.rows, self.sha256 = facts.get("rows"), facts.get("sha256")
         self.stream = read_molecules(self.path, smiles_column)
         self.first = next(self.stream)  # a table's column names come with its rows
+        self.used = None
+        if self.kind == "table":
+            self.used = find_smiles_column(self.path, list(self.first.fields), smiles_column)
 
     def __iter__(self):
         """Yield every row as a `Molecule`."""
@@ -70,9 +83,10 @@ class MoleculeFile:
         if self.kind != "table":
             raise no_columns(self.path)
         header = list(self.first.fields)
-        smiles = find_smiles_column(self.path, header, self.column)
+        named = next((name for name in header if name.strip().lower() == "name"), None)
+        shown = {"smiles": self.used, "name": named}  # that stand in columns of ours
         for name in header:
-            if name != "name" and not name == smiles == "smiles":
+            if shown.get(name) != name:
                 self.kept[name] = f"input_{name}" if name in taken else name
         for name in self.kept.values():
             if list(self.kept.values()).count(name) > 1:
@@ -83,30 +97,28 @@ class MoleculeFile:
     def cells(self, molecule):
         """Return what stands in a row's first columns: row, smiles, name, what is kept."""
         kept = [molecule.fields.get(name, "") for name in self.kept]
-        name = molecule.name or molecule.fields.get("name", "")
-        return [molecule.row, molecule.smiles, name, *kept]
+        return [molecule.row, molecule.smiles, molecule.name, *kept]
 
 
 class PictureFiles:
-    """A picture of a molecule to predict, or a folder of them, sorted by name."""
+    """A picture of a molecule to predict, or a folder of them, by name: 1, 2, 10."""
 
-    kept = {}  # there are no columns
+    kept, used = {}, None  # there are no columns
 
     def __init__(self, path):
         self.path, path = str(path), Path(path)
         self.files = [path]
-        if path.is_dir():
-            self.files = sorted(file for file in path.iterdir() if file.suffix.lower() in KINDS)
-        if not self.files or not self.files[0].exists():
-            lacks = "holds no .png, .jpg or .jpeg" if path.is_dir() else "no such file"
-            raise click.ClickException(f"{path}: {lacks}")
-        if path.is_file():  # in a folder, what is no picture has an error in its line
+        if path.is_dir():  # what can't be read has an error in its line
+            self.files = pictures_in(path)
+            if not self.files:
+                raise click.ClickException(f"{path}: holds no .png, .jpg or .jpeg")
+        else:
             try:
                 read_picture(path)
             except Rejected as reason:
                 raise click.ClickException(f"{path}: {reason}") from None
-        names = "".join(f"{file.name} {file.stat().st_size}\n" for file in self.files)
-        self.sha256 = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
+        contents = "".join(f"{file.name} {content_hash(file)}\n" for file in self.files)
+        self.sha256 = hashlib.sha256(contents.encode(errors="surrogateescape")).hexdigest()
         self.rows = len(self.files)
 
     def __iter__(self):
@@ -132,7 +144,7 @@ def no_columns(path):
 
 def open_source(path, smiles_column=None):
     """Return the MoleculeFile or the PictureFiles that a path names."""
-    if Path(path).is_dir() or Path(path).suffix.lower() in KINDS:
+    if Path(path).is_dir() or is_picture(Path(path)):
         return PictureFiles(path)
     return MoleculeFile(path, smiles_column)
 
@@ -162,13 +174,12 @@ def predict_window(model, window, batch):
         for k, (_, i, view) in enumerate(places):
             found[i][view] = {name: values[k] for name, values in outputs.items()}
     return [
-        average_views(found[i], result.nearest) if i in found else result
-        for i, (_, result) in enumerate(window)
+        average_views(found[i]) if i in found else result for i, (_, result) in enumerate(window)
     ]
 
 
-def average_views(views, nearest):
-    """Return (values, embedding, nearest) of one molecule from {view: {output: values}}.
+def average_views(views):
+    """Return (values, embedding) of one molecule from {view: {output: values}}.
 
     values: float32 (columns,), the model's outputs and the spread over views; embedding: float32
     (width,). A Rejected where they are no finite numbers.
@@ -181,7 +192,7 @@ def average_views(views, nearest):
     embedding = stacked["embedding"].mean(0) if "embedding" in stacked else np.zeros(0)
     if not (np.isfinite(values).all() and np.isfinite(embedding).all()):
         return Rejected("the model gives no finite number for it")
-    return values, embedding, nearest
+    return values, embedding
 
 
 def predict_all(model, source, output, part, batch, drawn):
@@ -201,27 +212,27 @@ def predict_all(model, source, output, part, batch, drawn):
 
 def write_window(model, source, output, window, results):
     """Write the lines and embeddings of a window; those of a failed row are blank and NaN."""
-    lines, failed = [], 0
+    lines = []
     embeddings = np.full((len(window), model.width), np.nan, np.float32)
-    for i, ((molecule, _), result) in enumerate(zip(window, results)):
+    for i, ((molecule, given), result) in enumerate(zip(window, results)):
         own = source.cells(molecule)
-        lines.append(own + csv_values(result, output.facts["columns"][len(own) :]))
-        if isinstance(result, Rejected):
-            failed += 1
-        else:
+        lines.append(own + csv_values(given, result, output.facts["columns"][len(own) :]))
+        if not isinstance(result, Rejected):
             embeddings[i] = result[1]
-    output.write(lines, failed, embeddings)
+    output.write(lines, embeddings)
 
 
-def csv_values(result, columns):
-    """Return what stands in these last columns: values, nearest_training if it is there, error."""
+def csv_values(given, result, columns):
+    """Return what stands in these last columns: values, nearest_training if it is there, ...
+
+    given: the row's Features.
+    """
     if isinstance(result, Rejected):
         return [""] * (len(columns) - 1) + [str(result)]
-    values, _, nearest = result
-    cells = [f"{value:.7g}" for value in values]
+    cells = [f"{value:.7g}" for value in result[0]]
     if "nearest_training" in columns:
-        cells.append("" if nearest is None else f"{nearest:.3f}")
-    return [*cells, ""]
+        cells.append("" if given.nearest is None else f"{given.nearest:.3f}")
+    return [*cells, given.note, ""]
 
 
 def check_asked(model, loaded, source, asked):
@@ -259,6 +270,8 @@ def name_outputs(asked, *inputs):
     named = [path and asked.part.named(path) for path in (asked.out, asked.embeddings, asked.html)]
     for path in filter(None, named):
         check_output(path, *inputs)
+    named = [path and final_path(path) for path in named]
+    for path in filter(None, named):
         if named.count(path) > 1:
             raise click.ClickException(
                 f"{path}: is asked for as two different outputs; give each a name of its own"
@@ -273,12 +286,16 @@ def facts_of(loaded, given, columns, batch, asked):
     return {
         "model": loaded.sha256,
         "input": given.sha256,
-        "columns": [*own, *columns, *likeness, "error"],
+        "SMILES column": given.used,
+        "columns": [*own, *columns, *likeness, "note", "error"],
         "views": asked.views,
         "part": f"{asked.part.index}/{asked.part.count}",
         "batch": batch,
         "embeddings": bool(asked.embeddings),
+        "device": loaded.device,
         "rdkit": rdBase.rdkitVersion,
+        "onnxruntime": onnxruntime.__version__,
+        "pillow": PIL.__version__ if given.files else None,
     }
 
 
@@ -303,9 +320,56 @@ def drawn_rows(loaded, given, output, asked, training):
     return parallel(featurize, wanted, asked.workers, **how)
 
 
+def join_parts(names, out):
+    """Join what all parts of an input gave, CSVs or embeddings, and say so."""
+    paths = all_parts(names)
+    check_output(out, *paths)
+    if paths[0].suffix != ".npy":
+        rows = join_tables(paths, out)
+    elif out.suffix == ".npy":
+        rows = join_embeddings(paths, out)
+    else:
+        raise click.ClickException(f"-o {out}: embeddings need a name that ends in .npy")
+    click.echo(f"{out}: {rows} rows of {len(paths)} parts")
+
+
+def join_embeddings(paths, out):
+    """Join the embeddings of all parts into one .npy in the order of the rows; return their number.
+
+    Raises click.ClickException if a part has not the rows that it should have.
+    """
+    parts = [Part(i, len(paths)) for i in range(1, len(paths) + 1)]
+    arrays = [read_embeddings(path) for path in paths]
+    rows = sum(map(len, arrays))
+    for path, part, array in zip(paths, parts, arrays):
+        if array.shape != (part.size(rows), arrays[0].shape[1]):
+            raise click.ClickException(f"{path}: lacks rows, or another part does")
+
+    def write(name):
+        shape = rows, arrays[0].shape[1]
+        joined = np.lib.format.open_memmap(name, "w+", "<f4", shape, version=(1, 0))
+        for part, array in zip(parts, arrays):
+            for i, block in enumerate(part.blocks(rows)):
+                its = slice(block * BLOCK, (block + 1) * BLOCK)
+                joined[its] = array[i * BLOCK : (i + 1) * BLOCK]
+
+    save_whole(out, write)
+    return rows
+
+
+def read_embeddings(path):
+    """Return embeddings as a memory map, float32 (n, width). Raises click.ClickException."""
+    try:
+        array = np.load(path, mmap_mode="r")
+        if array.dtype != np.float32 or array.ndim != 2:
+            raise ValueError
+        return array
+    except (OSError, ValueError, EOFError):
+        raise click.ClickException(f"{path}: damaged, or no embeddings of predict.py") from None
+
+
 @click.command()
-@click.argument("model")
-@click.argument("source")
+@click.argument("arguments", nargs=-1, required=True, metavar="MODEL SOURCE")
 @options.out_path("predictions.csv", "CSV to write.")
 @click.option("--keep-columns", is_flag=True, help="Keep the other columns of a .csv or .tsv.")
 @click.option(
@@ -325,19 +389,26 @@ def drawn_rows(loaded, given, output, asked, training):
     type=click.Path(path_type=Path),
     help="Write a page with the molecules drawn, to sort and filter.",
 )
+@click.option("--join", is_flag=True, help="Join the files of all parts instead, of --part.")
 @options.resume("Go on where an interrupted run with the same arguments ended.")
 @options.part("Predict every N-th block of 1024 rows from the I-th, for a job array.")
 @options.batch(None, 1, "Pictures in one call of the model.  [default: 8 on a CPU, 64 on a GPU]")
 @options.provider()
 @options.workers()
 @options.smiles_column()
-def main(model, source, **asked):
+def main(arguments, **asked):
     """Predict the molecules of SOURCE with MODEL, an .onnx file that export.py wrote.
 
-    SOURCE: .smi, .txt, .csv, .tsv, gzipped or not, - for standard input; a .png or .jpg of a
-    molecule, or a folder of them.
+    SOURCE: .smi, .txt, .csv, .tsv, .sdf, gzipped or not, .xlsx, .parquet, - for standard input; a
+    .png or .jpg of a molecule, or a folder of them.
     """
     asked = SimpleNamespace(**asked)
+    if asked.join:
+        join_parts(arguments, asked.out)
+        return
+    if len(arguments) != 2:
+        raise click.UsageError("give a MODEL and a SOURCE, or --join and the files of all parts")
+    model, source = arguments
     loaded = OnnxModel(model, asked.provider)
     check_asked(model, loaded, source, asked)
     given, columns = open_source(source, asked.smiles_column), value_columns(loaded, asked.views)
@@ -367,6 +438,8 @@ def print_summary(output, device, seconds):
     if output.failed:
         said += f", {output.failed} rows could not be, see the column error"
     click.echo(f"{said} ({seconds:.0f} s)")
+    if output.noted:
+        click.echo(f"{output.noted} have a caveat, see the column note")
 
 
 if __name__ == "__main__":

@@ -105,6 +105,7 @@ class Features(NamedTuple):
     streams: list  # of each picture, a zlib stream of its palette indices
     ink: list  # of each picture, how many of its patches have ink
     nearest: float | None  # likeness to the closest training molecule
+    note: str = ""  # what makes its prediction worth less
 
 
 def featurize(
@@ -115,16 +116,19 @@ def featurize(
     patch: side of the model's patches if ink matters to its speed, else 0. training: .npy file
     of the training molecules' fingerprints. Raises Rejected.
     """
+    nearest, note = None, ""
     if pictures:
-        drawn, nearest = [to_drawing(text)], None
+        picture, note = to_drawing(text)
+        drawn = [picture]
     else:
         molecule = parse(text, max_atoms)
-        nearest = max_similarity(molecule, training) if training else None
+        if training:
+            nearest = max_similarity(molecule, training)
         molecule = layout(replace_terminals(molecule) if r_groups else molecule)
         styles = [PLAIN] + [random_style(0, row, view) for view in range(1, views)]
         drawn = [draw(molecule, style) for style in styles]
     ink = [inked_patches(index, patch) for index in drawn]
-    return Features([deflate(index) for index in drawn], ink, nearest)
+    return Features([deflate(index) for index in drawn], ink, nearest, note)
 
 
 def inked_patches(index, patch):

@@ -16,6 +16,11 @@ from pathlib import Path
 import click
 import numpy as np
 
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
+
 ROOT = Path(__file__).resolve().parent.parent  # the project's folder
 UTF8 = 'UTF-8 (in Excel: "CSV UTF-8")'
 
@@ -91,6 +96,41 @@ def packed(path, data):
     Gzipped pieces may follow each other in one file.
     """
     return gzip.compress(data, mtime=0) if Path(path).suffix == ".gz" else data
+
+
+def open_locked(path):
+    """Open an incomplete file, or a new one, to which no other run writes. The lock ends with it.
+
+    Raises click.ClickException.
+    """
+    final = path.with_suffix("")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            stream = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+            with suppress(FileNotFoundError):
+                lock(stream)
+                if os.path.samestat(os.fstat(stream.fileno()), os.stat(path)):
+                    return stream
+            stream.close()  # a run that was ending has renamed or removed it meanwhile
+    except BlockingIOError:
+        raise click.ClickException(
+            f"{final}: another run is writing it; wait for its end, or give another name"
+        ) from None
+    except OSError as error:
+        raise click.ClickException(f"{final}: can't be written ({error.strerror})") from None
+
+
+def lock(stream):
+    """Lock an open file for this run alone. Raises BlockingIOError if another run has it."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # a file system without locks
+        pass
 
 
 def save_whole(path, write):

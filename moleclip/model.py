@@ -157,6 +157,41 @@ def load_model(path):
     return model.eval(), checkpoint
 
 
+def same_weights(one, other):
+    """Tell whether two modules hold the same tensors under the same names."""
+    one, other = one.state_dict(), other.state_dict()
+    return one.keys() == other.keys() and all(
+        torch.equal(value, other[name]) for name, value in one.items()
+    )
+
+
+def same_encoder(one, other):
+    """Tell whether two encoders are the same."""
+    return one.arch == other.arch and same_weights(one, other)
+
+
+def why_unlike(one, other):
+    """Return why the mean of two models' predictions would mean nothing, or "".
+
+    one, other: checkpoints with the same targets; older ones don't know all that is compared.
+    """
+    for key, says in (("classes", "of different classes"), ("units", "in different units")):
+        if key in one and key in other and one[key] != other[key]:
+            return f"{says} ({one[key]}, {other[key]})"
+    tables = [checkpoint["config"].get("data_sha256") for checkpoint in (one, other)]
+    if all(tables):
+        names = ", ".join(str(checkpoint["config"].get("data")) for checkpoint in (one, other))
+        unlike = tables[0] != tables[1]
+        return f"were trained on different tables ({names})" if unlike else ""
+    scaled = not any(checkpoint["config"].get("raw_labels") for checkpoint in (one, other))
+    wide, narrow = (take(one["spread"], other["spread"]) for take in (torch.maximum, torch.minimum))
+    apart = (one["center"] - other["center"]).abs() > wide
+    if scaled and (apart | (wide > 2 * narrow)).any():
+        said = (f"{c['center'].tolist()}, SD {c['spread'].tolist()}" for c in (one, other))
+        return f"their labels' scales differ (mean {', and mean '.join(said)})"
+    return ""
+
+
 class Deployed(torch.nn.Module):
     """uint8 RGB pictures (n, 224, 224, 3) to the outputs in `names`, float32; nothing is left.
 

@@ -1,21 +1,26 @@
-"""What predict.py writes: predictions.csv, with embeddings beside it, and the page of --html."""
+"""What predict.py writes: predictions.csv, embeddings beside it, parts joined, a page of HTML."""
 
 import csv
+import gzip
+import heapq
 import io
 import itertools
 import json
 import os
+import re
 import signal
 import threading
+import zlib
 from contextlib import contextmanager, suppress
+from operator import itemgetter
 from pathlib import Path
 
 import click
 import numpy as np
 
 from moleclip.features import featurize
-from moleclip.files import one_line, save_whole
-from moleclip.molecules import Molecule, Rejected
+from moleclip.files import one_line, open_locked, open_text, packed, save_table, save_whole
+from moleclip.molecules import BLOCK, Molecule, Part, Rejected
 from moleclip.pixels import inflate, png
 from moleclip.workers import parallel
 
@@ -35,15 +40,30 @@ class ResumableCsv:
         self.path, self.embeddings, self.width, self.facts = path, embeddings, width, facts
         self.files = {"csv": part_of(path)} | ({"npy": part_of(embeddings)} if embeddings else {})
         self.journal = path.with_name(path.name + ".part.json")
-        self.rows, self.failed = 0, 0
-        whole = self.read_journal(resume) if self.journal.exists() else {}
-        self.streams = {}
-        for kind, name in self.files.items():
-            self.streams[kind] = open_cut(name, whole.get(kind))
+        self.rows, self.failed, self.noted, self.streams = 0, 0, 0, {}
+        try:
+            for kind, name in self.files.items():
+                self.streams[kind] = open_locked(name)
+            work = self.journal.exists() and (resume or self.files["csv"].stat().st_size > 0)
+            whole = self.read_journal(resume) if work else {}
+        except click.ClickException:
+            self.close(lambda stream: not os.fstat(stream.fileno()).st_size)
+            raise
+        for kind, stream in self.streams.items():
+            stream.truncate(whole.get(kind, 0))
+            stream.seek(0, os.SEEK_END)
         if not whole:
             self.write_lines([facts["columns"]])
             if embeddings:
                 np.lib.format.write_array_header_1_0(self.streams["npy"], self.header(0))
+
+    def close(self, useless=lambda stream: False):
+        """Close the files and let go of them; those that are useless are removed first."""
+        for kind, stream in self.streams.items():
+            with suppress(OSError):
+                if useless(stream):
+                    self.files[kind].unlink(missing_ok=True)
+                stream.close()
 
     def read_journal(self, resume):
         """Return {kind: bytes that are whole} of the run that was interrupted.
@@ -59,7 +79,8 @@ class ResumableCsv:
         try:
             before = json.loads(journal.read_text())
             self.compare_facts(before["facts"])
-            self.rows, self.failed, sizes = before["rows"], before["failed"], before["bytes"]
+            self.rows, self.failed, self.noted = (before[k] for k in ("rows", "failed", "noted"))
+            sizes = before["bytes"]
             whole = all(self.files[kind].stat().st_size >= sizes[kind] for kind in self.files)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             whole = False
@@ -88,18 +109,22 @@ class ResumableCsv:
         """Append lines, each a list of cells, to the CSV."""
         text = io.StringIO(newline="")
         csv.writer(text).writerows(lines)
-        self.streams["csv"].write(text.getvalue().encode("utf-8", "surrogateescape"))
+        written = text.getvalue().encode("utf-8", "surrogateescape")
+        self.streams["csv"].write(packed(self.path, written))
 
-    def write(self, lines, failed, embeddings):
+    def write(self, lines, embeddings):
         """Append one window: CSV lines, and embeddings float32 (len(lines), width)."""
         self.write_lines(lines)
         if self.embeddings:
             self.streams["npy"].write(np.ascontiguousarray(embeddings, "<f4").tobytes())
         for stream in self.streams.values():
             stream.flush()
-        self.rows, self.failed = self.rows + len(lines), self.failed + failed
+        self.rows += len(lines)
+        self.failed += sum(line[-1] != "" for line in lines)
+        self.noted += sum(line[-2] != "" for line in lines)
         sizes = {kind: stream.tell() for kind, stream in self.streams.items()}
-        state = {"rows": self.rows, "failed": self.failed, "bytes": sizes, "facts": self.facts}
+        state = {"rows": self.rows, "failed": self.failed, "noted": self.noted}
+        state |= {"bytes": sizes, "facts": self.facts}
         save_whole(self.journal, lambda name: name.write_text(json.dumps(state)))
 
     def finish(self):
@@ -108,10 +133,13 @@ class ResumableCsv:
             self.streams["npy"].seek(0)  # the header has room for any number of rows
             np.lib.format.write_array_header_1_0(self.streams["npy"], self.header(self.rows))
         for stream in self.streams.values():
-            stream.close()
+            stream.flush()
+        if os.name == "nt":
+            self.close()  # an open file can't be renamed there; elsewhere it keeps its lock so long
         for kind, name in self.files.items():
             os.replace(name, self.path if kind == "csv" else self.embeddings)
         self.journal.unlink(missing_ok=True)
+        self.close()
 
     @contextmanager
     def guarded(self, resumable):
@@ -149,33 +177,16 @@ class ResumableCsv:
 
         Else remove what there is.
         """
-        for stream in self.streams.values():
-            with suppress(OSError):
-                stream.close()
-        if resumable and self.rows:
-            return True
-        for name in (*self.files.values(), self.journal):
-            name.unlink(missing_ok=True)
-        return False
+        kept = resumable and self.rows > 0
+        if not kept:
+            self.journal.unlink(missing_ok=True)
+        self.close(lambda stream: not kept)
+        return kept
 
 
 def part_of(path):
     """Return the name of a file while it is incomplete."""
     return path.with_name(path.name + ".part")
-
-
-def open_cut(path, whole):
-    """Open a file to append to its first `whole` bytes; empty if None. Raises ClickException."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stream = open(path, "w+b" if whole is None else "r+b")
-        stream.truncate(whole or 0)
-        stream.seek(0, os.SEEK_END)
-        return stream
-    except OSError as error:
-        raise click.ClickException(
-            f"{path.with_suffix('')}: can't be written ({error.strerror})"
-        ) from None
 
 
 @contextmanager
@@ -194,6 +205,62 @@ def interrupted_by_sigterm():
     finally:
         if before is not None:  # of a handler that Python knows
             signal.signal(signal.SIGTERM, before)
+
+
+def all_parts(names):
+    """Return the files of all parts of an input as paths, in order; they are named by --part.
+
+    Raises click.ClickException if one is missing, or one isn't of them.
+    """
+    found = re.fullmatch(r"(.*)-\d+-of-(\d+)(\.\w+(\.gz)?)", names[0])
+    if not found:
+        raise click.ClickException(f"{names[0]}: is not named as --part does: NAME-1-of-8.csv")
+    whole, count = Path(found[1] + found[3]), int(found[2])
+    paths, given = [Part(i, count).named(whole) for i in range(1, count + 1)], [*map(Path, names)]
+    for path in sorted({*paths} ^ {*given}):
+        wrong = "this part is missing" if path in paths else f"is none of the {count} of {whole}"
+        raise click.ClickException(f"{path}: {wrong}")
+    return paths
+
+
+def join_tables(paths, out):
+    """Join the CSVs of all parts into one in the order of the rows; return their number.
+
+    Raises click.ClickException unless each row is there once.
+    """
+    tables, rows = [read_part(path) for path in paths], 0
+    headers = [cells for _, _, cells in map(next, tables)]
+
+    def in_order():
+        nonlocal rows
+        for row, path, cells in heapq.merge(*tables, key=itemgetter(0)):
+            if row != rows:
+                lacks = f"{paths[rows // BLOCK % len(paths)]}: row {rows} is missing"
+                twice = f"{path}: row {row} is there twice"
+                raise click.ClickException(twice if row < rows else lacks)
+            rows += 1
+            yield cells
+
+    for path, header in zip(paths, headers):
+        if header != headers[0] or header[0] != "row":
+            raise click.ClickException(f"{path}: its columns are not those of {paths[0]}")
+    save_table(out, headers[0], in_order())
+    return rows
+
+
+def read_part(path):
+    """Yield (row, path, cells) of each line of a part's CSV; of its header first, as row -1."""
+    try:
+        with open_text(path) as stream:
+            reader = csv.reader(stream, strict=True)
+            header = next(reader, [""])
+            yield -1, path, header
+            for cells in reader:
+                if len(cells) != len(header) or not cells[0].isdecimal():
+                    raise csv.Error(f"line {reader.line_num} is no row of predict.py's")
+                yield int(cells[0]), path, cells
+    except (EOFError, gzip.BadGzipFile, zlib.error, csv.Error) as error:
+        raise click.ClickException(f"{path}: damaged: {one_line(error)}") from None
 
 
 def write_report(path, table, title, targets, files, workers, **options):
@@ -224,7 +291,7 @@ def write_report(path, table, title, targets, files, workers, **options):
 def read_head(table):
     """Return (column names, the first REPORTED lines, how many more there are) of a CSV."""
     csv.field_size_limit(1 << 24)
-    with open(table, newline="", encoding="utf-8", errors="replace") as stream:
+    with open_text(table) as stream:
         reader = csv.reader(stream)
         header, lines = next(reader), list(itertools.islice(reader, REPORTED))
         return header, lines, sum(1 for _ in reader)

@@ -1,4 +1,4 @@
-"""Pixels of drawings: 256 colours, how cairo hands them over, and how they are packed."""
+"""Pixels: the 256 colours of drawings, how cairo hands them over and we pack them; runs of ink."""
 
 import base64
 import ctypes
@@ -99,6 +99,58 @@ def png(index):
     image.putpalette(palette()[used].tobytes())
     image.save(text, "PNG", optimize=True)
     return base64.b64encode(text.getvalue()).decode()
+
+
+def line_width(dark):
+    """Return the typical width of the lines in bool (height, width), in pixels.
+
+    Half of the ink lies in runs shorter than that.
+    """
+    return float(np.median(np.minimum(run_lengths(dark), run_lengths(dark.T).T)[dark]))
+
+
+def run_lengths(dark):
+    """Return for each pixel how long a horizontal run of ink it lies in, int (height, width)."""
+    edges = run_edges(dark)
+    lengths, each = np.zeros(dark.shape, int), edges[1::2] - edges[::2]
+    lengths[dark] = np.repeat(each, each)
+    return lengths
+
+
+def run_edges(dark):
+    """Return where each horizontal run of bool (height, width) begins and ends, in turn."""
+    return np.flatnonzero(np.diff(np.pad(dark, ((0, 0), (1, 1))).ravel().astype(np.int8)))
+
+
+def connected_components(dark):
+    """Return (runs, label) of the ink in bool (height, width).
+
+    runs: each horizontal run as (row, begin, end), int (n, 3); label: its component, int (n,).
+    """
+    wide = dark.shape[1] + 2
+    edges = run_edges(dark)
+    begin, end = edges[::2] + 1, edges[1::2] + 1
+    # The runs of the next row that a run touches are those from `first` to before `last`.
+    first = np.searchsorted(end, begin + wide)
+    last = np.searchsorted(begin, end + wide, "right")
+    touched = np.maximum(last - first, 0)
+    above = np.repeat(np.arange(len(begin)), touched)
+    nth = np.arange(touched.sum()) - np.repeat(np.cumsum(touched) - touched, touched)
+    label = spread_labels(len(begin), above, nth + np.repeat(first, touched))
+    runs = [begin // wide, begin % wide - 1, end - begin // wide * wide - 1]
+    return np.stack(runs, 1), np.unique(label, return_inverse=True)[1]
+
+
+def spread_labels(count, above, below):
+    """Return a label for each of so many runs, int (count,): equal where pairs of runs join."""
+    label = np.arange(count)
+    while True:
+        lowest, before = np.minimum(label[above], label[below]), label.copy()
+        for ends in (label[above], label[below], above, below):
+            np.minimum.at(label, ends, lowest)
+        label = label[label]
+        if (label == before).all():
+            return label
 
 
 def pixels_of(canvas):

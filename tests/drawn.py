@@ -32,6 +32,8 @@ def figure(kind, smiles=DRUG, size=(600, 600)):
     canvas = rdMolDraw2D.MolDraw2DCairo(*size)
     if kind == "transparent":
         canvas.drawOptions().setBackgroundColour((1, 1, 1, 0))
+    if kind == "black":
+        canvas.drawOptions().useBWAtomPalette()
     if kind == "dark":
         rdMolDraw2D.SetDarkMode(canvas)
     canvas.DrawMolecule(layout(parse(smiles)))

@@ -30,7 +30,8 @@ SHARED = {  # they mean the same everywhere, and are declared once, in moleclip/
     "--resume",
     "--smiles-column",
 }
-FOREIGN = {"--nproc_per_node", "--help"}  # of torchrun and click
+TORCHRUN = {"--nproc_per_node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint"}
+FOREIGN = TORCHRUN | {"--help"}  # and click's
 OPTION = r"(?<![\w-])--?[a-z][a-z_-]*"
 EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "files.md").read_text(), re.S)
 

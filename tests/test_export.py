@@ -108,7 +108,7 @@ def test_an_ensemble_has_mean_and_spread(road, tmp_path):
     (tmp_path / "a.smi").write_text("CCO\nC1CC\n")
     words = tmp_path / "m.onnx", tmp_path / "a.smi"
     first, second = predict_into(tmp_path / "a.csv", *words)
-    columns = ["log_solubility", "log_solubility_spread", "nearest_training", "error"]
+    columns = ["log_solubility", "log_solubility_spread", "nearest_training", "note", "error"]
     assert list(first) == ["row", "smiles", "name", *columns]
     assert float(first["log_solubility"]) == pytest.approx(got["prediction"][0, 0], abs=1e-5)
     assert float(first["log_solubility_spread"]) == pytest.approx(got["spread"][0, 0], abs=1e-5)
@@ -162,6 +162,31 @@ def test_what_cannot_be_one_file(road, tmp_path):
     assert "hold the same model" in mistake(export.main, run, run / "seed-1", "-o", out)
     assert "takes one run" in mistake(export.main, plain, run, "--encoder-only")
     assert not out.exists()
+
+
+def test_what_means_different_things_is_no_ensemble(road, tmp_path, capsys):
+    config = load_model(road / "runs" / "solubility" / "model.pt")[1]["config"]
+    other = {"data": "dhbd.csv", "data_sha256": "0" * 64}
+    older = {key: value for key, value in config.items() if key != "data_sha256"}
+    far, wide = {"center": torch.tensor([9.0])}, {"spread": torch.tensor([5.0])}
+    plain = variant(road, tmp_path / "plain", 1)
+    for name, says, changes in (
+        ("a", "on different tables (solubility.csv, dhbd.csv)", {"config": config | other}),
+        ("b", "their labels' scales differ (mean [1.0], SD [2.0]", {"config": older} | far),
+        ("c", "their labels' scales differ", {"config": older} | wide),
+        ("d", "in different units", {"units": ["mol/L"]}),
+        ("e", "of different classes", {"classes": [["active", "inactive"]]}),
+    ):
+        run = variant(road, tmp_path / name, 2, **changes)
+        line = mistake(export.main, plain, run, "-o", tmp_path / "m.onnx")
+        assert says in line and "--force" in line
+        deployed, _ = export.combine([plain / "model.pt", run / "model.pt"], force=True)
+        assert deployed.ensemble and f"warning: {plain}" in capsys.readouterr().err
+    assert not (tmp_path / "m.onnx").exists()
+    # Older runs that can't say more, and a label scale of another part of the same table.
+    for name, changes in (("f", {"config": older}), ("g", {"center": torch.tensor([9.0])})):
+        run = variant(road, tmp_path / name, 2, **changes)
+        assert export.combine([plain / "model.pt", run / "model.pt"])[0].ensemble
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
@@ -222,7 +247,7 @@ def test_the_encoder_alone(road, tmp_path):
     embeddings = "--embeddings", tmp_path / "a.npy"
     (line,) = predict_into(tmp_path / "a.csv", *words, *embeddings)
     assert np.load(tmp_path / "a.npy") == pytest.approx(wanted[:1], abs=1e-4)
-    assert list(line) == ["row", "smiles", "name", "error"]
+    assert list(line) == ["row", "smiles", "name", "note", "error"]
 
 
 def trained_on(run):
@@ -264,7 +289,7 @@ def test_a_file_without_fingerprints(road, tmp_path, prebuilt):
         assert model.training is None and model.facts["sketch"] is None
     (tmp_path / "a.smi").write_text("CCO\n")
     (line,) = predict_into(tmp_path / "b.csv", out, tmp_path / "a.smi")
-    assert list(line) == ["row", "smiles", "name", "log_solubility", "error"]
+    assert list(line) == ["row", "smiles", "name", "log_solubility", "note", "error"]
 
 
 def test_mistakes(road, tmp_path):

@@ -1,5 +1,7 @@
-"""What predict.py leaves when it is interrupted, and the page of --html."""
+"""What predict.py writes: whole whatever happens, by one run at a time; parts joined; the page."""
 
+import csv
+import gzip
 import json
 import re
 import shutil
@@ -8,11 +10,13 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from conftest import ROOT, invoke, mistake, rows_of, small_molecules
+from drawn import figure
 
 import predict
-from moleclip import outputs
+from moleclip import molecules, outputs
 from moleclip.onnxmodel import OnnxModel
 from moleclip.outputs import ResumableCsv
 
@@ -31,6 +35,7 @@ CLICKS = """<script>
     box.value = "a&b";
     box.dispatchEvent(new Event("input"));
     seen.push(rows(), document.images.length);
+    seen.push(document.querySelector("tbody td.target").textContent);
     const out = document.createElement("pre");
     out.id = "seen";
     out.textContent = seen.join("|");
@@ -135,6 +140,174 @@ def test_a_full_disk(road, library, tmp_path, monkeypatch):
 
 
 # ----------------------------------------------------------------------------------------------
+# What is gone on with, and by whom
+
+
+def interrupt(monkeypatch, *words):
+    """Interrupt a run after its first window."""
+    with monkeypatch.context() as patch:
+        patch.setattr(predict, "OnnxModel", Stopped)
+        assert "256 rows are kept" in mistake(predict.main, *words, "--workers", "1", code=130)
+
+
+def test_another_column_is_not_gone_on_with(road, tmp_path, monkeypatch):
+    lines = [f"{smiles},C" for smiles in small_molecules(330)]
+    (tmp_path / "a.csv").write_text("\n".join(["smiles,other_smiles", *lines]))
+    words = road / "model.onnx", tmp_path / "a.csv", "-o", tmp_path / "o.csv"
+    interrupt(monkeypatch, *words)
+    for change, says in (
+        (("--smiles-column", "other_smiles"), "another SMILES column (smiles, now other_smiles)"),
+        (("--keep-columns",), "another columns"),
+        (("--views", "2"), "another columns"),
+    ):
+        assert says in mistake(predict.main, *words, *change, "--resume")
+    # The same column, named.
+    assert "330 mol" in invoke(predict.main, *words, "--smiles-column", "smiles", "--resume")
+
+
+def test_an_edited_picture_is_not_gone_on_with(road, tmp_path, monkeypatch):
+    folder = tmp_path / "figures"
+    folder.mkdir()
+    for row in range(330):
+        (folder / f"{row}.png").write_bytes(figure("white", "CCO", (100, 100)))
+    words = road / "model.onnx", folder, "-o", tmp_path / "o.csv"
+    interrupt(monkeypatch, *words)
+    size, other = (folder / "3.png").stat().st_size, figure("white", "CCN", (100, 100))
+    (folder / "3.png").write_bytes(other + bytes(max(0, size - len(other))))
+    assert "another input" in mistake(predict.main, *words, "--resume")
+
+
+def test_one_run_at_a_time_on_one_output(road, library, predicted, tmp_path, monkeypatch):
+    """While a run goes on, another is begun on the same files, and one on other files."""
+    (tmp_path / "other.smi").write_text("CCO\nCCN\n")
+    (tmp_path / "link.csv").symlink_to(tmp_path / "a.csv")
+    model, said = road / "model.onnx", []
+
+    def begin(out, *words, command=mistake):
+        words = model, tmp_path / "other.smi", "-o", tmp_path / out, "--workers", "1", *words
+        said.append(command(predict.main, *words))
+
+    class Busy(OnnxModel):
+        def run(self, streams):
+            if not said:
+                monkeypatch.setattr(predict, "OnnxModel", OnnxModel)
+                begin("a.csv")
+                begin("a.csv", "--resume")
+                begin("link.csv")
+                begin("b.csv", "--embeddings", tmp_path / "a.npy")
+                begin("a.csv", "--part", "1/2", command=invoke)
+            return super().run(streams)
+
+    monkeypatch.setattr(predict, "OnnxModel", Busy)
+    files = "-o", tmp_path / "a.csv", "--embeddings", tmp_path / "a.npy"
+    invoke(predict.main, model, library, *files, "--workers", "1")
+    assert ["another run is writing it" in line for line in said] == [True] * 4 + [False]
+    assert (tmp_path / "a.csv").read_bytes() == predicted.read_bytes()
+    names = {"a.csv", "a.npy", "link.csv", "other.smi", "a-1-of-2.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_a_journal_without_work_is_none(road, tmp_path):
+    """As it is left where a run was killed between giving its files their names and its end."""
+    (tmp_path / "a.smi").write_text("CCO\n")
+    (tmp_path / "a.csv.part.json").write_text("{}")
+    words = road / "model.onnx", tmp_path / "a.smi", "-o", tmp_path / "a.csv"
+    assert "delete both" in mistake(predict.main, *words, "--resume")
+    assert "1 molecules" in invoke(predict.main, *words)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.smi", "a.csv"}
+
+
+def test_a_link_is_written_through_and_a_device_is_refused(road, tmp_path):
+    (tmp_path / "a.smi").write_text("CCO\n")
+    (tmp_path / "real").mkdir()
+    (tmp_path / "a.csv").symlink_to(tmp_path / "real" / "b.csv")
+    (tmp_path / "c.csv").symlink_to("/dev/null")
+    words = road / "model.onnx", tmp_path / "a.smi", "-o"
+    invoke(predict.main, *words, tmp_path / "a.csv")
+    assert (tmp_path / "a.csv").is_symlink() and len(rows_of(tmp_path / "real" / "b.csv")) == 1
+    for name in ("/dev/null", tmp_path / "c.csv"):
+        assert "is no regular file" in mistake(predict.main, *words, name)
+    two = mistake(predict.main, *words, tmp_path / "a.csv", "--html", tmp_path / "real" / "b.csv")
+    assert "two different outputs" in two
+
+
+def test_a_name_that_ends_in_gz_is_gzipped(road, predicted, library, tmp_path, monkeypatch):
+    words = road / "model.onnx", library, "-o", tmp_path / "a.csv.gz"
+    interrupt(monkeypatch, *words)
+    invoke(predict.main, *words, "--resume", "--html", tmp_path / "a.html")
+    assert gzip.decompress((tmp_path / "a.csv.gz").read_bytes()) == predicted.read_bytes()
+    assert len(data_of(tmp_path / "a.html")["rows"]) == 600
+
+
+# ----------------------------------------------------------------------------------------------
+# Parts
+
+
+@pytest.fixture
+def parts(road, tmp_path, monkeypatch):
+    """A folder with what three parts of 700 molecules gave, some of whose names have two lines."""
+    monkeypatch.setattr(molecules, "BLOCK", 256)
+    monkeypatch.setattr(outputs, "BLOCK", 256)
+    monkeypatch.setattr(predict, "BLOCK", 256)
+    with open(tmp_path / "a.csv", "w", newline="") as stream:
+        lines = [[smiles, f"m{row}\n, b"] for row, smiles in enumerate(small_molecules(700))]
+        csv.writer(stream).writerows([["smiles", "name"], *lines])
+    words = road / "model.onnx", tmp_path / "a.csv", "--workers", "1"
+    for part in ((), ("--part", "1/3"), ("--part", "2/3"), ("--part", "3/3")):
+        files = "-o", tmp_path / "p.csv", "--embeddings", tmp_path / "p.npy"
+        invoke(predict.main, *words, *files, *part)
+    return tmp_path
+
+
+def test_parts_join_to_the_whole(parts):
+    whole, names = parts / "p.csv", [parts / f"p-{i}-of-3.csv" for i in (2, 3, 1)]
+    said = invoke(predict.main, "--join", *names, "-o", parts / "joined.csv")
+    assert "700 rows of 3 parts" in said
+    assert (parts / "joined.csv").read_bytes() == whole.read_bytes()
+    invoke(predict.main, "--join", *names, "-o", parts / "joined.csv.gz")
+    assert gzip.decompress((parts / "joined.csv.gz").read_bytes()) == whole.read_bytes()
+    arrays = [name.with_suffix(".npy") for name in names]
+    assert ".npy" in mistake(predict.main, "--join", *arrays)
+    invoke(predict.main, "--join", *arrays, "-o", parts / "joined.npy")
+    assert (parts / "joined.npy").read_bytes() == whole.with_suffix(".npy").read_bytes()
+
+
+def test_parts_that_are_not_all_there(parts):
+    names = [parts / f"p-{i}-of-3.csv" for i in (1, 2, 3)]
+    out, second = parts / "joined.csv", names[1].read_text()
+    lines = list(csv.reader(second.splitlines(True)))
+    assert "p-2-of-3.csv: this part is missing" in refused(out, names[0], names[2])
+    assert "is none of the 3" in refused(out, *names, parts / "p.csv")
+    assert "is not named as --part does" in refused(out, parts / "p.csv")
+    assert "is the input itself" in refused(names[0], *names)
+    for change, says in (
+        (lines[:8] + lines[9:], "p-2-of-3.csv: row 263 is missing"),
+        (lines[:8] + lines[7:], "p-2-of-3.csv: row 262 is there twice"),
+        (lines[:-1], "p-2-of-3.csv: row 511 is missing"),
+        ([[*lines[0][:-1], "x"], *lines[1:]], "p-2-of-3.csv: its columns are not those"),
+        (lines[:8] + [lines[8][:-1]] + lines[9:], "p-2-of-3.csv: damaged: line"),
+    ):
+        with open(names[1], "w", newline="") as stream:
+            csv.writer(stream).writerows(change)
+        assert says in refused(out, *names)
+    names[1].write_text(second[: second.index("m300\n") + 5])
+    assert "p-2-of-3.csv: damaged" in refused(out, *names)
+    names[1].write_text("")
+    assert "p-2-of-3.csv: its columns are not those" in refused(out, *names)
+    arrays = [name.with_suffix(".npy") for name in names]
+    np.save(arrays[1], np.load(arrays[1])[1:])
+    assert "lacks rows" in refused(parts / "joined.npy", *arrays)
+    arrays[2].write_bytes(b"")
+    assert "p-3-of-3.npy: damaged" in refused(parts / "joined.npy", *arrays)
+    assert not out.exists() and not (parts / "joined.npy").exists()
+
+
+def refused(out, *names):
+    """The one line with which parts are not joined."""
+    return mistake(predict.main, "--join", *names, "-o", out)
+
+
+# ----------------------------------------------------------------------------------------------
 # The page
 
 
@@ -167,11 +340,12 @@ def test_the_page_is_one_file_and_escapes_everything(page):
     text, data = page.read_text(), data_of(page)
     assert "<img" not in text and text.count("<script") == 2 == text.count("</script")
     assert not re.search(r"https?://", text) and len(text) < 40_000
-    columns = ["row", "smiles", "name", "log_solubility", "nearest_training", "error"]
+    columns = ["row", "smiles", "name", "log_solubility", "nearest_training", "note", "error"]
     assert data["columns"] == columns and data["more"] == 0
     names = [line["name"] for line in rows_of(page.with_suffix(".csv"))]
     assert [row[2] for row in data["rows"]] == names and names[0].startswith("<img")
     assert [bool(image) for image in data["images"]] == [True, True, False, True]
+    assert "toPrecision" not in text and "toFixed" not in text  # a number keeps its digits
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium here")
@@ -182,8 +356,9 @@ def test_the_page_sorts_and_filters_in_chromium(page):
     words = [CHROMIUM, *flags, f"--user-data-dir={page.parent / 'browser'}", f"file://{page}"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     seen = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout)[1]
-    title, at_first, down, up, by_smiles, filtered, images = seen.split("|")
+    title, at_first, down, up, by_smiles, filtered, images, value = seen.split("|")
     lines = rows_of(page.with_suffix(".csv"))
+    assert value == lines[3]["log_solubility"]
     order = sorted((0, 1, 3), key=lambda row: float(lines[row]["log_solubility"]))
     assert title == "log_solubility, predicted for a.smi" and at_first == "0,1,2,3"
     assert filtered == "3" and images == "1" and by_smiles == "2,3,1,0"

@@ -94,21 +94,28 @@ def test_batch_and_part_do_not_matter(road, predicted, library, tmp_path, monkey
 
 
 def test_keep_columns(road, tmp_path):
-    (tmp_path / "a.csv").write_text(
-        'SMILES,id,log_solubility,note\nCCO,7,1.5,"two\nlines, one cell"\nC1CC,8\nCCN,9,2.5,\n'
-    )
+    text = 'SMILES,id,log_solubility,memo\nCCO,7,1.5,"two\nlines, one cell"\nC1CC,8\nCCN,9,2.5,\n'
+    (tmp_path / "a.csv").write_text(text)
     said = say(road, tmp_path / "a.csv", tmp_path / "o.csv", "--keep-columns")
     lines = rows_of(tmp_path / "o.csv")
-    kept = ["SMILES", "id", "input_log_solubility", "note"]
-    assert list(lines[0]) == [*OWN, *kept, "log_solubility", "nearest_training", "error"]
+    kept = ["SMILES", "id", "input_log_solubility", "memo"]
+    assert list(lines[0]) == [*OWN, *kept, "log_solubility", "nearest_training", "note", "error"]
     assert [line["id"] for line in lines] == ["7", "8", "9"]
-    assert lines[0]["note"] == "two\nlines, one cell" and lines[2]["input_log_solubility"] == "2.5"
+    assert lines[0]["memo"] == "two\nlines, one cell" and lines[2]["input_log_solubility"] == "2.5"
     assert "fields where the header has 4" in lines[1]["error"] and lines[1]["log_solubility"] == ""
     assert "2 molecules" in said
     (tmp_path / "b.csv").write_text("smiles,name,row\nCCO,ethanol,x\n")
     say(road, tmp_path / "b.csv", tmp_path / "o.csv", "--keep-columns")
     first = [("row", "0"), ("smiles", "CCO"), ("name", "ethanol"), ("input_row", "x")]
     assert list(rows_of(tmp_path / "o.csv")[0].items())[:4] == first
+
+
+def test_a_column_called_name_is_the_name(road, tmp_path):
+    (tmp_path / "a.csv").write_text("smiles,Name,name,note\nCCO,ethanol,other,mine\n")
+    say(road, tmp_path / "a.csv", tmp_path / "o.csv", "--keep-columns")
+    (line,) = rows_of(tmp_path / "o.csv")
+    kept = {"name": "ethanol", "Name": "ethanol", "input_name": "other", "input_note": "mine"}
+    assert kept.items() <= line.items() and line["note"] == ""
 
 
 def test_columns_that_cannot_be_kept(road, tmp_path):
@@ -132,7 +139,8 @@ def test_views_are_the_random_drawings_of_the_row(road, tmp_path):
     assert float(line["log_solubility"]) == pytest.approx(told.mean(), abs=1e-4)
     assert spread == pytest.approx(told.std(), abs=1e-4) and told.std() > 0
     assert np.load(tmp_path / "a.npy")[1] == pytest.approx(outputs["embedding"].mean(0), abs=1e-4)
-    wanted = [*OWN, "log_solubility", "log_solubility_view_spread", "nearest_training", "error"]
+    numbers = ["log_solubility", "log_solubility_view_spread", "nearest_training"]
+    wanted = [*OWN, *numbers, "note", "error"]
     assert list(line) == wanted
 
 
@@ -147,8 +155,14 @@ def test_a_folder_of_pictures_and_what_is_none(road, tmp_path):
     fill_folder(folder)
     said = say(road, folder, out, "--html", tmp_path / "a.html")
     found = {line["name"]: line["error"] for line in rows_of(out)}
-    names = ["a.PNG", "b.png", "cut.png", "empty.jpg", "huge.png", "not.png", "vast.png"]
-    assert list(found) == names and "2 molecules predicted" in said
+    names = ["a.PNG", "b.png", "b2.png", "b10.png", "cut.png", "empty.jpg", "gone.png"]
+    names += ["huge.png", "not.png", "old.gif", "vast.png"]
+    assert list(found) == names and "4 molecules predicted" in said
+    notes = {line["name"]: line["note"] for line in rows_of(out) if line["note"]}
+    assert list(notes) == ["b2.png", "b10.png"] and "2 have a caveat, see the column note" in said
+    assert all(text.startswith("black and white") for text in notes.values())
+    assert found["old.gif"] == "not a PNG or JPEG picture"
+    assert found["gone.png"] == "a link to a file that is not there"
     assert found["a.PNG"] == found["b.png"] == ""
     assert "damaged" in found["cut.png"] and found["empty.jpg"] == "nothing is drawn on it"
     assert found["not.png"] == "not a PNG or JPEG picture"
@@ -157,6 +171,7 @@ def test_a_folder_of_pictures_and_what_is_none(road, tmp_path):
     for name, says in (
         ("not.png", "not a PNG or JPEG"),
         ("nowhere.png", "no such file"),
+        ("old.gif", "not a PNG or JPEG"),
         ("huge.png", "9000 x 9000 pixels are too many"),
     ):
         words = road / "model.onnx", folder / name, "-o", tmp_path / "b.csv"
@@ -168,16 +183,20 @@ def test_a_folder_of_pictures_and_what_is_none(road, tmp_path):
 
 
 def fill_folder(folder):
-    """Write two good pictures, and what is none, into a folder."""
+    """Write four good pictures, two of them black, and what is none, into a folder."""
     for name, content in (
         ("b.png", figure("dark", "CCO")),
         ("a.PNG", figure("white")),
+        ("b10.png", figure("black", "CCO")),
+        ("b2.png", figure("black")),
         ("not.png", b"no picture"),
         ("cut.png", figure("white")[:3000]),
         ("z.txt", b""),
     ):
         (folder / name).write_bytes(content)
+    (folder / "gone.png").symlink_to(folder / "nowhere.png")
     Image.new("RGB", (300, 200), "white").save(folder / "empty.jpg")
+    Image.new("RGB", (300, 200), "white").save(folder / "old.gif")
     Image.new("1", (9000, 9000)).save(folder / "huge.png")
     Image.new("1", (20000, 20000)).save(folder / "vast.png")
 
@@ -231,6 +250,11 @@ def test_mistakes(road, tmp_path):
     assert "2/8" in mistake(predict.main, *words, "--part", "3/2", code=2)
     assert (tmp_path / "a.smi").read_text() == "CCO\n"
     assert {path.name for path in tmp_path.iterdir()} == {"a.smi", "empty.txt"}
+
+
+def test_a_model_and_a_source_are_needed(road):
+    for words in ((), (road / "model.onnx",), (road / "model.onnx", "a.smi", "b.smi")):
+        mistake(predict.main, *words, code=2)
 
 
 def test_standard_input_cannot_be_read_twice(road):

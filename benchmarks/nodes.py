@@ -1,0 +1,171 @@
+"""Two torchrun agents on this machine, as two nodes: the same numbers, and what a loss costs.
+
+    python benchmarks/nodes.py       # 5 minutes on 2 cores; writes results/nodes.csv
+
+Each agent has a folder of its own for a disk, with shards, labels and a table. Pretraining and
+finetuning by two agents are compared with one process. Then a node is killed in the middle, first
+or second, or its agent alone, or told to leave; the other's time to its end is taken, and the
+command that it names last is started on both nodes.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from record import ROOT, record
+
+BIN = Path(sys.executable).parent
+NANO = "--init scratch:nano --batch 32 --precision fp32 --log-every 1 --save-every 4 --lr 1e-3"
+STEPS = 60
+TABLE = "--data esol.csv --init start.pt --epochs 2 --batch 32 --precision fp32 --augment none"
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
+
+
+def start(words, disk):
+    """Start a command on a disk; its words go into a file there."""
+    with open(disk / "said.txt", "w") as said:
+        return subprocess.Popen(words, cwd=disk, env=ENVIRONMENT, stdout=said, stderr=said)
+
+
+def run(words, disk):
+    """Run a command on a disk to a good end."""
+    process = start(words, disk)
+    assert process.wait(600) == 0, (disk / "said.txt").read_text()
+
+
+def torchrun(station, words):
+    """Return the words of an agent of two nodes, with a free port to meet at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    agent = "torchrun --nnodes=2 --nproc-per-node=1 --rdzv-backend=c10d "
+    agent += f"--rdzv-endpoint=127.0.0.1:{port} {ROOT / station}"
+    return [*agent.split(), *words]
+
+
+def start_both(words, disks):
+    """Start an agent on each disk; the first becomes node 0, as nodes go by their process's id."""
+    first = start(words, disks[0])
+    return first, start(words, disks[1])
+
+
+def run_both(words, disks):
+    """Run an agent on each disk to a good end."""
+    for process, disk in zip(start_both(words, disks), disks):
+        assert process.wait(600) == 0, (disk / "said.txt").read_text()
+
+
+def lay_out(folder):
+    """Return two disks with the same drawings, labels, table and encoder."""
+    disks = [folder / "a", folder / "b"]
+    disks[0].mkdir()
+    lines = (ROOT / "data" / "chembl_3000.smi").read_text().splitlines()
+    (disks[0] / "molecules.smi").write_text("\n".join(lines[:200]) + "\n")
+    table = (ROOT / "data" / "esol.csv").read_text().splitlines()[:121]
+    (disks[0] / "esol.csv").write_text("\n".join(table) + "\n")
+    python = [str(BIN / "python")]
+    run([*python, str(ROOT / "render.py"), "molecules.smi"], disks[0])
+    run([*python, str(ROOT / "cluster.py"), "molecules.smi", "--k", "4", "--k", "12"], disks[0])
+    words = f"{NANO} --epochs 99 --steps {STEPS} -o start.pt".split()
+    run([*python, str(ROOT / "pretrain.py"), *words], disks[0])
+    shutil.copytree(disks[0], disks[1])
+    return disks
+
+
+def weights(path):
+    """Return all weights of an encoder.pt or model.pt in one vector."""
+    states = torch.load(path, weights_only=True)
+    parts = [states["encoder"], states.get("heads") or states["head"]]
+    return torch.cat([value.flatten() for part in parts for value in part.values()])
+
+
+def losses(path):
+    """Return the losses of a pretraining log."""
+    lines = path.with_suffix(".log.jsonl").read_text().splitlines()
+    return torch.tensor([entry["loss"] for entry in map(json.loads, lines) if "loss" in entry])
+
+
+def equality(disks):
+    """Return the rows that compare two agents with one process."""
+    words = f"{NANO} --epochs 99 --steps {STEPS} -o two.pt".split()
+    began = time.time()
+    run_both(torchrun("pretrain.py", words), disks)
+    seconds, disk = time.time() - began, disks[0]
+    moved = (losses(disk / "two.pt") - losses(disk / "start.pt")).abs().max().item()
+    apart = (weights(disk / "two.pt") - weights(disk / "start.pt")).abs().max().item()
+    rows = [row(f"pretraining, {STEPS} steps", seconds, losses=moved, weights=apart)]
+    run([str(BIN / "python"), str(ROOT / "finetune.py"), *TABLE.split(), "-o", "one"], disk)
+    began = time.time()
+    run_both(torchrun("finetune.py", [*TABLE.split(), "-o", "two"]), disks)
+    seconds = time.time() - began
+    apart = (weights(disk / "one/model.pt") - weights(disk / "two/model.pt")).abs().max().item()
+    return [*rows, row("finetuning, 2 epochs", seconds, weights=apart)]
+
+
+def row(what, seconds, losses="", weights=""):
+    """Return a row of the results."""
+    facts = {"what": what, "seconds": round(seconds, 1)}
+    return facts | {"losses apart by": losses, "weights apart by": weights}
+
+
+def children(process):
+    """Return the ids of a process's children."""
+    path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [int(word) for word in path.read_text().split()]
+
+
+def kill_node(agent):
+    """End an agent and its workers at once, as a power cut does."""
+    for pid in [*children(agent), agent.pid]:
+        os.kill(pid, signal.SIGKILL)
+
+
+def loss_of(name, which, end, disks):
+    """Return the row of a run that loses a node by end(agent), and of how it goes on."""
+    words = f"{NANO} --epochs 99 --steps {STEPS} -o {name}.pt".split()
+    agents = start_both(torchrun("pretrain.py", words), disks)
+    while not (disks[0] / f"{name}.pt").exists():
+        assert agents[0].poll() is None, (disks[0] / "said.txt").read_text()
+        time.sleep(0.01)
+    began = time.time()
+    end(agents[which])
+    code = agents[1 - which].wait(120)
+    seconds = time.time() - began
+    agents[which].wait(120)
+    said = (disks[1 - which] / "said.txt").read_text().splitlines()
+    lines = [line for line in said if "go on with: " in line]
+    assert code == 1 and len(lines) == 1, said
+    print(f"{name}: {lines[0]}")
+    begun = torch.load(disks[0] / f"{name}.pt", weights_only=True)["step"]
+    assert 4 <= begun < STEPS
+    run_both(shlex.split(lines[0].partition("go on with: ")[2]), disks)
+    apart = (weights(disks[0] / f"{name}.pt") - weights(disks[0] / "start.pt")).abs().max().item()
+    moved = (losses(disks[0] / f"{name}.pt") - losses(disks[0] / "start.pt")).abs().max().item()
+    return row(f"until the other ends: {name}", seconds, moved, apart)
+
+
+def main():
+    ends = {
+        "second-node-killed": (1, kill_node),
+        "first-node-killed": (0, kill_node),
+        "second-agent-killed": (1, lambda agent: agent.kill()),
+        "second-node-told": (1, lambda agent: agent.terminate()),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        disks = lay_out(Path(folder))
+        rows = equality(disks)
+        rows += [loss_of(name, which, end, disks) for name, (which, end) in ends.items()]
+    record("nodes", rows, ("torch",))
+
+
+if __name__ == "__main__":
+    main()
