@@ -38,8 +38,13 @@ def start(words, disk):
 
 def run(words, disk):
     """Run a command on a disk to a good end."""
-    process = start(words, disk)
-    assert process.wait(600) == 0, (disk / "said.txt").read_text()
+    end_well(start(words, disk), disk)
+
+
+def end_well(process, disk):
+    """Wait for the good end of a process."""
+    code = process.wait(600)
+    assert code == 0, f"{process.args}: {code}\n{(disk / 'said.txt').read_text()}"
 
 
 def torchrun(station, words):
@@ -61,7 +66,7 @@ def start_both(words, disks):
 def run_both(words, disks):
     """Run an agent on each disk to a good end."""
     for process, disk in zip(start_both(words, disks), disks):
-        assert process.wait(600) == 0, (disk / "said.txt").read_text()
+        end_well(process, disk)
 
 
 def lay_out(folder):
