@@ -24,7 +24,7 @@ from rdkit import rdBase
 from moleclip import options
 from moleclip.device import ALONE, Distributed, pick_device, pick_precision, report_once
 from moleclip.drawing import draw_all
-from moleclip.encoder import Embedder, fitting_batch
+from moleclip.embedder import Embedder, fitting_batch
 from moleclip.files import check_output, save_json
 from moleclip.heads import (
     HEAD_EPOCHS,

@@ -35,7 +35,8 @@ from moleclip.device import (
     pick_precision,
     report_once,
 )
-from moleclip.encoder import ADAM, Embedder, fitting_batch
+from moleclip.embedder import Embedder, fitting_batch
+from moleclip.encoder import ADAM
 from moleclip.files import check_output, one_line, save_json, save_whole
 from moleclip.pairs import (
     CLUSTER_RUN,

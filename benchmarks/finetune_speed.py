@@ -16,7 +16,7 @@ from record import ROOT, record
 from finetune import draw_rows
 from moleclip.augment import N_UNIFORMS
 from moleclip.device import ALONE, pick_precision
-from moleclip.encoder import Embedder
+from moleclip.embedder import Embedder
 from moleclip.model import Model, mlp
 from moleclip.splits import make_split
 from moleclip.table import Data

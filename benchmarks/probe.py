@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 
 from moleclip.device import pick_device
 from moleclip.drawing import draw, layout
-from moleclip.encoder import Embedder
+from moleclip.embedder import Embedder
 from moleclip.molecules import parse, scaffold
 from moleclip.splits import make_split
 from moleclip.table import Data

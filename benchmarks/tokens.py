@@ -23,7 +23,7 @@ from pretrain_speed import measured
 from record import ROOT, RUNS, read_csv, record
 
 from moleclip.drawing import draw, layout
-from moleclip.encoder import Embedder
+from moleclip.embedder import Embedder
 from moleclip.molecules import parse
 from moleclip.weights import load_encoder, save_checkpoint
 

@@ -92,13 +92,36 @@ def sampling_grid(u, chance):
     place = ((steps * coarse).floor() + 0.5) / coarse * 2 / SIZE - 1  # (n, 224)
     place = place.clamp(-middle, middle)
     place = torch.where(coarse < 1, place, (2 * steps + 1) / SIZE - 1)
-    zoom = chance.smallest + (1 - chance.smallest) * u[:, 3]
-    zoom = torch.where(u[:, 2] < chance.shrink, zoom, 1.0)[:, None]
-    x = ((place - (1 - zoom) * (2 * u[:, 4, None] - 1)) / zoom)[:, None, :]
-    y = ((place - (1 - zoom) * (2 * u[:, 5, None] - 1)) / zoom)[:, :, None]
-    angle = torch.where(u[:, 6] < chance.rotate, 2 * math.pi * u[:, 7], 0.0)
-    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
+    zoom, shift, cos, sin = movement(u, chance)
+    x = ((place - shift[:, 0, None]) / zoom[:, None])[:, None, :]
+    y = ((place - shift[:, 1, None]) / zoom[:, None])[:, :, None]
+    cos, sin = cos[:, None, None], sin[:, None, None]
     return torch.stack([cos * x - sin * y, sin * x + cos * y], -1)
+
+
+def movement(u, chance):
+    """Return (zoom, shift (n, 2), cosine, sine) by which pictures move, on a sheet from -1 to 1."""
+    zoom = chance.smallest + (1 - chance.smallest) * u[:, 3]
+    zoom = torch.where(u[:, 2] < chance.shrink, zoom, 1.0)
+    shift = (1 - zoom)[:, None] * (2 * u[:, 4:6] - 1)
+    angle = torch.where(u[:, 6] < chance.rotate, 2 * math.pi * u[:, 7], 0.0)
+    return zoom, shift, angle.cos(), angle.sin()
+
+
+def moved_places(places, owner, level, random):
+    """Return where places of pictures lie after `augment`, float (m, 2), NaN beyond the sheet.
+
+    places: x and y in pixels, float (m, 2), NaN where unknown; owner: int64 (m,), the picture of
+    each; level and random: as in `augment`.
+    """
+    if level != "none":
+        u = torch.from_numpy(random).to(places.device).float()
+        zoom, shift, cos, sin = (value[owner] for value in movement(u, AUGMENT[level]))
+        x, y = (places * 2 / SIZE - 1).unbind(1)
+        turned = torch.stack([cos * x + sin * y, cos * y - sin * x], 1)
+        places = (turned * zoom[:, None] + shift + 1) * SIZE / 2
+    inside = ((places >= 0) & (places <= SIZE)).all(1, keepdim=True)
+    return places.where(inside, torch.nan)
 
 
 def hash_bits(seeds, channels, device):

@@ -10,7 +10,7 @@ from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
 from moleclip.augment import N_UNIFORMS
 from moleclip.device import ALONE
-from moleclip.encoder import Embedder, fitting_batch
+from moleclip.embedder import Embedder, fitting_batch
 from moleclip.features import fingerprints
 from moleclip.metrics import best_epoch
 from moleclip.model import mlp

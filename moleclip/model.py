@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from moleclip.device import ALONE
-from moleclip.encoder import Embedder
+from moleclip.embedder import Embedder
 from moleclip.files import one_line, say_once
 from moleclip.molecules import canonical
 from moleclip.table import LabelScale

@@ -1,4 +1,4 @@
-"""What pretraining sees: pairs of views with their targets, in batches, and the losses on them."""
+"""What pretraining sees: pairs of views with their targets, in batches."""
 
 import hashlib
 import math
@@ -10,7 +10,6 @@ import click
 import numpy as np
 import torch
 from rdkit import rdBase
-from torch.nn import functional as F
 
 from moleclip.augment import N_UNIFORMS
 from moleclip.device import local_processes
@@ -23,13 +22,6 @@ from moleclip.workers import default_workers
 CLUSTER_RUN = 32  # cluster mates that enter a batch together, as hard negatives: MoleCLIP's 256 / 8
 HELD_OUT = 0.001  # of the molecules, at least one batch
 DRAWINGS = ("views", "r_groups", "seed", "max_atoms", "rdkit")  # facts of shards that a run keeps
-MACCS_PACKED = 168  # bits of the keys as cluster.py packs them: 167 and an empty one
-# The target's task and loss; all others are clusters.
-LOSSES = {
-    "descriptors": ("descriptors", F.smooth_l1_loss),
-    "maccs": ("descriptors", F.binary_cross_entropy_with_logits),
-}
-CLUSTERS = ("classes", F.cross_entropy)
 
 
 def open_pairs(shards, smiles, labels, seed, loss, **rest):
@@ -218,51 +210,3 @@ def random_numbers(seed, step, batch, world):
     """
     both = np.random.default_rng([seed, step, 1]).random((2, batch, N_UNIFORMS))
     return np.concatenate([world.share(view) for view in both])
-
-
-def contrastive_loss(a, b, scale):
-    """Return (loss, view-to-view top-1 accuracy) of the features of two views, (n, d) each.
-
-    The loss is 0.5 * (CE(s a b^T) + CE(s b a^T)) of L2-normalised features, as CLIP has it.
-    """
-    a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
-    logits, target = scale * a @ b.T, torch.arange(len(a), device=a.device)
-    loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-    return loss, (logits.argmax(1) == target).float().mean()
-
-
-def loss_parts(plain, styled, heads, targets, world, scale):
-    """Return one batch's losses and accuracies by name, scalars in the order of the log.
-
-    "contrastive" and its "retrieval" are over the molecules of all processes; then for each
-    target "k300" and "k300_accuracy", or "descriptors", or "maccs", over this process's.
-    plain, styled: features, fp32 (local n, 512); targets: as `as_tensors` has them.
-    """
-    loss, retrieval = contrastive_loss(world.gather(plain), world.gather(styled), scale)
-    parts = {"contrastive": loss, "retrieval": retrieval}
-    told = tell(heads, plain)
-    for name, truth in targets.items():
-        truth = truth.to(plain.device)
-        task, loss = LOSSES.get(name, CLUSTERS)
-        parts[name] = loss(told[name], truth)
-        if task == "classes":
-            parts[f"{name}_accuracy"] = (told[name].argmax(1) == truth).float().mean()
-    return parts
-
-
-def tell(heads, features):
-    """Return what the heads say of each target, by name; one head tells descriptors and keys."""
-    told = {name: head(features) for name, head in heads.items()}
-    if "descriptors" in told:
-        both = told["descriptors"]
-        told |= {"descriptors": both[:, :-MACCS_PACKED], "maccs": both[:, -MACCS_PACKED:]}
-    return told
-
-
-def weighted_loss(parts, targets, weights):
-    """Return the loss to minimise. weights: by task, as --loss has them; parts: of `loss_parts`."""
-    loss = weights["contrastive"] * parts["contrastive"]
-    tasks = {name: LOSSES.get(name, CLUSTERS)[0] for name in targets}
-    for task in dict.fromkeys(tasks.values()):
-        loss = loss + weights[task] * sum(parts[name] for name in tasks if tasks[name] == task)
-    return loss

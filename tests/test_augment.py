@@ -4,7 +4,7 @@ import torch
 from views import index_pictures
 
 from moleclip.augment import N_UNIFORMS, augment, moved_ink
-from moleclip.encoder import to_pixels
+from moleclip.embedder import to_pixels
 from moleclip.weights import load_encoder
 
 

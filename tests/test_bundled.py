@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT
 from views import index_pictures
 
-from moleclip.encoder import Embedder
+from moleclip.embedder import Embedder
 from moleclip.pairs import contrastive_loss
 from moleclip.weights import default_init, load_encoder
 

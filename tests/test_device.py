@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from moleclip.device import ALONE, Distributed, pick_device, pick_precision, report_once
-from moleclip.encoder import SCRATCH, fitting_batch, new_arch
+from moleclip.embedder import fitting_batch
+from moleclip.encoder import SCRATCH, new_arch
 from moleclip.training import enough_memory
 
 CPU = torch.device("cpu")
@@ -24,7 +25,7 @@ def test_the_precision_comes_with_its_reason():
 
 
 def test_larger_encoders_fit_fewer_pictures(monkeypatch):
-    monkeypatch.setattr("moleclip.encoder.memory_limit", lambda: 16e9)
+    monkeypatch.setattr("moleclip.embedder.memory_limit", lambda: 16e9)
     fitting = [fitting_batch(new_arch(*SCRATCH[size]), CPU, None) for size in SCRATCH]
     assert fitting == sorted(fitting, reverse=True) and fitting[0] == 512 and fitting[-1] == 29
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")

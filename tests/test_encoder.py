@@ -8,7 +8,7 @@ from views import index_pictures, real_pixels
 
 from moleclip.augment import N_UNIFORMS, augment
 from moleclip.device import ALONE
-from moleclip.encoder import Embedder, to_pixels
+from moleclip.embedder import Embedder, Places, to_pixels
 from moleclip.weights import load_encoder
 
 CPU = torch.device("cpu")
@@ -74,10 +74,10 @@ def running_out(most):
     embedder = Embedder(load_encoder("scratch:nano"), CPU, None, "default", 24)
     embed = embedder.embed
 
-    def limited(pictures, random):
+    def limited(pictures, random, places=None):
         if len(pictures) > most:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        return embed(pictures, random)
+        return embed(pictures, random, places)
 
     embedder.embed = limited
     return embedder
@@ -145,5 +145,72 @@ def test_cached_features_give_the_gradient_of_one_pass():
         features.square().sum().backward()
         embedder.backward(index, random, features, slices)
         found.append([p.grad.clone() for p in encoder.parameters()])
+    for whole, sliced in zip(*found, strict=True):
+        assert torch.allclose(whole, sliced, atol=2e-6 * max(1, whole.abs().max()))
+
+
+def test_atoms_are_read_where_they_are_drawn():
+    """The four patches around a place, by their nearness, as in a grid of all patches."""
+    encoder = load_encoder("scratch:nano").eval()
+    encoder.add_pool()
+    pixels, random = real_pixels(3), np.random.default_rng(0)
+    xy = torch.from_numpy(random.uniform(0, 224, (40, 2))).float()
+    xy[:3], owner = torch.nan, torch.arange(40) % 3
+    with torch.no_grad():
+        ink = encoder.ink_mask(pixels)
+        features, told = encoder(pixels, None, xy, owner)
+        first, patches, kept = encoder.encode_inked((pixels - encoder.mean) / encoder.std, ink)
+        words = encoder.visual.ln_post(patches)
+    grid = torch.zeros(3, 196, 64)
+    for i in range(3):
+        for patch, word in zip(kept[i], words[i]):
+            grid[i, patch] = word * ink[i, patch]
+    mean, total = grid.sum(1) / ink.sum(1, keepdim=True), grid.sum(1) / 64
+    wanted = encoder.visual.ln_post(first) @ encoder.visual.proj
+    wanted = wanted + torch.cat([mean, total], 1) @ encoder.visual.pool
+    assert torch.allclose(features, wanted, atol=1e-4) and not told[:3].any()
+    grid = grid.view(3, 14, 14, 64).permute(0, 3, 1, 2)
+    for place, i, words in zip(xy[3:], owner[3:], told[3:]):
+        at = (place / 112 - 1).view(1, 1, 1, 2)
+        told = torch.nn.functional.grid_sample(grid[i : i + 1], at, "bilinear", "border")
+        assert torch.allclose(words[:64], told.flatten(), atol=1e-4)
+        assert words[64].item() == pytest.approx(
+            np.sin(np.pi * (place[0].item() / 16 % 1)), abs=1e-4
+        )
+
+
+@pytest.mark.parametrize("level", ["default", "intense"])
+def test_atoms_move_with_their_pictures(level):
+    """A dot on a sheet is found again where its place has moved to."""
+    random = np.random.default_rng(1).random((24, N_UNIFORMS))
+    random[:, 8:] = 1  # neither noise nor blur
+    xy = np.random.default_rng(2).uniform(60, 164, (24, 2)).round().astype(np.float32)
+    index = np.zeros((24, 224, 224), np.uint8)
+    for picture, (x, y) in zip(index, xy.astype(int)):
+        picture[y - 3 : y + 3, x - 3 : x + 3] = 18
+    pixels = 1 - augment(to_pixels(index, "cpu"), level, random)[0][:, 0]
+    places, owner = Places(np.ones(24, int), xy).moved(CPU, level, random)
+    assert owner.tolist() == list(range(24)) and (places - torch.from_numpy(xy)).abs().max() > 5
+    steps = torch.arange(224) + 0.5
+    for sheet, place in zip(pixels, places):
+        if place.isfinite().all() and sheet.sum() > 12:
+            found = torch.stack([sheet.sum(0) @ steps, sheet.sum(1) @ steps]) / sheet.sum()
+            assert (found - place).abs().max() < 1.5
+
+
+def test_cached_atoms_give_the_gradient_of_one_pass():
+    encoder = load_encoder("scratch:nano")
+    index, random = np.concatenate(index_pictures(6)), np.random.default_rng(0).random((12, 16))
+    counts = np.arange(12) % 5 + 1
+    xy = np.random.default_rng(1).uniform(20, 200, (counts.sum(), 2)).astype(np.float32)
+    found, places = [], Places(counts, xy)
+    weight = torch.randn(counts.sum(), 96)
+    for micro_batch in (12, 5):
+        encoder.zero_grad()
+        embedder = Embedder(encoder, CPU, None, "default", micro_batch)
+        (features, told), slices = embedder.embed_cached(index, random, places)
+        (features.square().sum() + (told * weight).sum()).backward()
+        embedder.backward(index, random, (features, told), slices, places)
+        found.append([told.detach(), *(p.grad.clone() for p in encoder.parameters())])
     for whole, sliced in zip(*found, strict=True):
         assert torch.allclose(whole, sliced, atol=2e-6 * max(1, whole.abs().max()))

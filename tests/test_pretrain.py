@@ -16,7 +16,7 @@ from views import index_pictures
 import pretrain
 from moleclip.augment import N_UNIFORMS
 from moleclip.device import ALONE
-from moleclip.encoder import Embedder
+from moleclip.embedder import Embedder
 from moleclip.pairs import MACCS_PACKED
 from moleclip.weights import load_encoder
 

@@ -18,7 +18,7 @@ AGAIN = ["--init", "scratch:nano", "--batch", "32", "--precision", "fp32", "--re
 # `fault(slice, pictures)` is called before each slice; each is counted in what the rank says.
 COUNTED = """
 import os, signal, torch
-from moleclip.encoder import Embedder
+from moleclip.embedder import Embedder
 embed, calls = Embedder.embed, []
 def counted(self, pictures, random):
     calls.append(len(pictures))

@@ -4,7 +4,7 @@ import numpy as np
 from conftest import small_molecules
 
 from moleclip.drawing import PLAIN, draw, layout, random_style
-from moleclip.encoder import to_pixels
+from moleclip.embedder import to_pixels
 from moleclip.molecules import parse
 
 

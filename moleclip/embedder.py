@@ -1,0 +1,192 @@
+"""The encoder with all that decides how it sees a batch of drawings, and is trained on one."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import numpy as np
+import torch
+
+from moleclip.augment import augment, moved_ink, moved_places
+from moleclip.device import TooLarge, autocast, local_processes
+from moleclip.pixels import SIZE, palette
+
+
+def to_pixels(index, device):
+    """Return index pictures, uint8 (n, 224, 224), as RGB pixels, float (n, 3, 224, 224) in 0..1."""
+    table = torch.from_numpy(palette()).to(device).float() / 255
+    return table[torch.as_tensor(index).to(device).int()].permute(0, 3, 1, 2)
+
+
+def fitting_batch(arch, device, dtype):
+    """Return how many pictures train at once in half of a GPU's free memory, a third of the CPU's.
+
+    Each takes 100 bytes (fp32; else 50) for each token, width and layer.
+    """
+    args = arch["args"]
+    tokens = (SIZE // args["patch_size"]) ** 2
+    if arch["tokens"] != "all":
+        tokens //= 2
+    each = tokens * args["width"] * args["layers"] * (50 if dtype else 100)
+    if device.type == "cuda":
+        return max(8, min(1024, int(0.5 * torch.cuda.mem_get_info()[0] / each)))
+    return max(8, min(512, int(0.33 * memory_limit() / local_processes() / each)))
+
+
+def memory_limit():
+    """Return the bytes this process could have: the machine's, or its control group's if less."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        text = Path(path).read_text().strip() if Path(path).is_file() else "max"
+        if text.isdigit():
+            limits.append(int(text))
+    return min(limits)
+
+
+class Places(NamedTuple):
+    """Where the atoms of a batch of pictures are drawn."""
+
+    counts: np.ndarray  # int64 (n,): atoms of each picture
+    xy: np.ndarray  # float32 (m, 2): x and y of all of them, in pixels, NaN where unknown
+
+    def index(self, part):
+        """Return which atoms are those of some pictures, in their order."""
+        ends = np.cumsum(self.counts)
+        return np.concatenate([np.arange(ends[i] - self.counts[i], ends[i]) for i in part])
+
+    def of(self, part):
+        """Return the Places of some pictures."""
+        return Places(self.counts[part], self.xy[self.index(part)])
+
+    def moved(self, device, level="none", random=None):
+        """Return (x and y after augmentation, float (m, 2); each atom's picture, int64 (m,))."""
+        owner = torch.from_numpy(np.repeat(np.arange(len(self.counts)), self.counts)).to(device)
+        return moved_places(torch.from_numpy(self.xy).to(device), owner, level, random), owner
+
+
+class Embedder:
+    """The encoder with all that decides how it sees a batch, and how it is trained on one.
+
+    level: of augmentation; micro_batch: the most pictures that are in memory at once;
+    before_slice: called before each of them. Pictures are palette indices, uint8 (n, 224, 224);
+    random is float64 numpy (n, N_UNIFORMS), or None for no augmentation; features are fp32
+    (n, 512).
+    """
+
+    def __init__(self, encoder, device, dtype, level="none", micro_batch=64):
+        self.encoder, self.device, self.dtype = encoder, device, dtype
+        self.level, self.micro_batch, self.before_slice = level, micro_batch, lambda: None
+
+    def compile(self, world):
+        """Compile the encoder's tower, unless a try fails on some process, which is then said."""
+        problem, blank = None, np.zeros((2, SIZE, SIZE), np.uint8)
+        self.encoder.visual.compile()  # in place: the names in the checkpoint stay
+        try:
+            self.embed(blank, None).sum().backward()
+        except Exception as error:  # no compiler, no Triton, an old GPU: each raises its own
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+        self.encoder.zero_grad()
+        problems = [each for each in world.gather_objects(problem) if each]
+        if problems:
+            torch.compiler.set_stance("force_eager")
+            world.print0(f"goes on without compiling, which fails here ({problems[0]})")
+
+    def fitting(self, world, work, *words):
+        """Return work(*words), done again with half the micro-batch while memory runs out.
+
+        The result doesn't depend on it. Raises click.ClickException below one picture.
+        """
+        while True:
+            with suppress(TooLarge):
+                return work(*words)
+            if world.largest(self.micro_batch) == 1:
+                raise click.ClickException(
+                    "out of memory even for one picture at a time; take a smaller encoder"
+                )
+            self.micro_batch = max(1, self.micro_batch // 2)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            world.print0(f"out of memory: goes on with --micro-batch {self.micro_batch}")
+
+    def embed(self, pictures, random, places=None):
+        """Return the features of pictures that fit into memory; with Places what is there, too.
+
+        Then it is a tuple: features, and fp32 (m, width + 32), see `Encoder.read`.
+        """
+        self.before_slice()
+        level = self.level if random is not None else "none"
+        pixels, clean = augment(to_pixels(pictures, self.device), level, random)
+        ink = self.encoder.ink_mask(clean) if self.encoder.arch["tokens"] == "inked" else None
+        there = places.moved(self.device, level, random) if places else ()
+        with autocast(self.device, self.dtype):
+            found = self.encoder(pixels, ink, *there)
+        return tuple(values.float() for values in found) if places else found.float()
+
+    def micro_batches(self, pictures, random):
+        """Return index arrays that cut a batch into slices with like amounts of ink in each.
+
+        With inked tokens a slice is padded to its fullest picture.
+        """
+        # On a CPU a slice should stay in its cache: base is a quarter faster by 16 than by 48.
+        most = min(self.micro_batch, 16) if self.device.type == "cpu" else self.micro_batch
+        order, level = np.arange(len(pictures)), self.level if random is not None else "none"
+        if self.encoder.arch["tokens"] == "inked" and len(pictures) > most:
+            inked = []
+            for part in np.array_split(order, -(-len(pictures) // 64)):
+                numbers = None if random is None else random[part]
+                inked.append(moved_ink(pictures[part], level, numbers, self.encoder))
+            order = np.argsort(np.concatenate(inked), kind="stable")
+        return np.array_split(order, -(-len(pictures) // most))
+
+    def embed_slices(self, pictures, random, places=None):
+        """Yield (places in the batch, what `embed` returns) slice by slice."""
+        for part in self.micro_batches(pictures, random):
+            numbers = None if random is None else random[part]
+            yield part, self.embed(pictures[part], numbers, places and places.of(part))
+
+    def embed_batch(self, pictures, random, places=None):
+        """Return what `embed` does, of a batch, computed slice by slice without gradient."""
+        slices = list(self.embed_slices(pictures, random, places))
+        found = self.in_order(slices, places)
+        return found if places else found[0]
+
+    def in_order(self, slices, places=None):
+        """Return the outputs of slices, without gradient, in the order of their batch: a list."""
+        parts, outputs = zip(*slices)
+        orders = [np.concatenate(parts)]
+        if places:
+            orders.append(np.concatenate([places.index(part) for part in parts]))
+        columns = zip(*outputs) if places else [outputs]
+        return [
+            torch.cat(column).detach()[torch.from_numpy(np.argsort(order)).to(self.device)]
+            for column, order in zip(columns, orders)
+        ]
+
+    def embed_cached(self, pictures, random, places=None):
+        """Return (what `embed` does, to collect the loss's gradient; the slices for `backward`).
+
+        If all fits into memory the slices keep their way back. Else `backward` computes them
+        once more: gradient caching (Gao et al., arXiv:2101.06983), which has the memory of one
+        slice and the result of one pass.
+        """
+        with torch.set_grad_enabled(len(pictures) <= self.micro_batch):
+            slices = list(self.embed_slices(pictures, random, places))
+        found = tuple(values.requires_grad_() for values in self.in_order(slices, places))
+        return found if places else found[0], slices
+
+    def backward(self, pictures, random, found, slices, places=None):
+        """Carry the gradient of what `embed_cached` found into the encoder, slice by slice."""
+        for part, known in slices:
+            self.before_slice()
+            mine = places and places.of(part)
+            if not (known[0] if places else known).requires_grad:
+                known = self.embed(pictures[part], random[part], mine)
+            known, grads = (known, found) if places else ((known,), (found,))
+            chosen = [part, places.index(part)] if places else [part]
+            grads = [
+                values.grad[torch.from_numpy(rows).to(self.device)]
+                for values, rows in zip(grads, chosen)
+            ]
+            torch.autograd.backward(known, grads)
