@@ -22,7 +22,7 @@ from moleclip.drawing import FONTS, draw_all, font_path
 from moleclip.files import check_output, read_arrays, save_json, save_table, save_whole
 from moleclip.molecules import BLOCK, Rejected, find_input, input_facts, read_molecules
 from moleclip.pixels import SIZE, inflate, to_rgb
-from moleclip.shards import MANIFEST_KEYS, load_manifest, shard_path, write_shard
+from moleclip.shards import DRAWING_DEFAULTS, MANIFEST_KEYS, load_manifest, shard_path, write_shard
 
 PREVIEWED = 12  # molecules in a preview
 
@@ -31,16 +31,20 @@ def draw_shards(molecules, out, workers, **drawing):
     """Draw molecules into out/shard-*.npz, yielding each one; drawing: options of `draw_views`."""
     drawn = draw_all(molecules, workers, level=8, **drawing)
     for number, members in itertools.groupby(drawn, lambda pair: pair[0].row // BLOCK):
-        rows, smiles, streams, rejected = [], [], [], []
+        rows, smiles, streams, rejected, places = [], [], [], [], []
         for molecule, result in members:
             if isinstance(result, Rejected):
                 rejected.append([molecule.row, molecule.line, molecule.smiles, str(result)])
             else:
                 rows.append(molecule.row)
                 smiles.append(molecule.smiles)
+                if drawing["atoms"]:
+                    result, where = result
+                    places.append(where)
                 streams += result
             yield molecule
-        write_shard(shard_path(out, number), rows, smiles, streams, rejected, drawing["views"])
+        path, places = shard_path(out, number), places if drawing["atoms"] else None
+        write_shard(path, rows, smiles, streams, rejected, drawing["views"], places)
 
 
 def draw_missing(molecules, rows, out, part, workers, drawing):
@@ -94,10 +98,11 @@ def check_folder(out, manifest, facts, resume):
         )
     for path in manifests:
         before = load_manifest(path)
-        for key in MANIFEST_KEYS:
-            if before[key] != facts[key]:
+        for key in [*MANIFEST_KEYS, *DRAWING_DEFAULTS]:
+            wanted = facts.get(key, DRAWING_DEFAULTS.get(key))
+            if before[key] != wanted:
                 raise click.ClickException(
-                    f"{out}: holds shards with {key} {before[key]}, not {facts[key]}; "
+                    f"{out}: holds shards with {key} {before[key]}, not {wanted}; "
                     "start afresh in another folder with -o"
                 )
 
@@ -109,6 +114,7 @@ def start_manifest(source, smiles_column, drawing, part):
     else:
         facts = input_facts(source, smiles_column)
     made = {"rdkit": rdBase.rdkitVersion, "part": part.index, "parts": part.count}
+    drawing = {key: value for key, value in drawing.items() if value != DRAWING_DEFAULTS.get(key)}
     return facts | drawing | made | {"complete": False}
 
 
@@ -151,6 +157,7 @@ def preview_row(sheet, top, views, molecule, result):
     help="Drawings of each molecule; the first is plain.",
 )
 @click.option("--r-groups", is_flag=True, help="Draw terminal, singly bonded atoms as R1 to R8.")
+@click.option("--atoms", is_flag=True, help="Keep where each atom lies in each drawing.")
 @options.seed("Seed of the random styles.")
 @options.workers()
 @options.part("I/N: draw every N-th shard from the I-th, for a job array.")
@@ -172,6 +179,7 @@ def main(source, out, workers, part, resume, grid, smiles_column, **drawing):
     source = find_input(source)
     if grid:
         check_output(grid, source)
+        drawing |= {"atoms": False}
         return preview(read_molecules(source, smiles_column), grid, workers, **drawing)
     if source == "-" and (resume or part.count > 1):
         raise click.UsageError(

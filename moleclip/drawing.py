@@ -89,6 +89,30 @@ def draw(molecule, style=PLAIN):
     0 is the white background. Training and deployment both see exactly what this function
     returns. Raises Rejected.
     """
+    return to_index(pixels_of(drawn_canvas(molecule, style)))
+
+
+def draw_with_places(molecule, style, count):
+    """Return (drawing, places) of a molecule that `layout` prepared.
+
+    drawing: what `draw` returns. places: where each of the first `count` atoms lies in it, x and
+    y in pixels from its upper left corner, float16 (count, 2); NaN for an atom that is hidden
+    under a label of its own (R1 to R8) or lies outside. `layout` keeps the order of the atoms
+    and only appends hydrogens. Raises Rejected.
+    """
+    canvas = drawn_canvas(molecule, style)
+    places = np.full((count, 2), np.nan, np.float16)
+    for atom in molecule.GetAtoms():
+        number = atom.GetIdx()
+        if number < count and not atom.HasProp("_displayLabel"):
+            point = canvas.GetDrawCoords(number)
+            if 0 <= point.x <= SIZE and 0 <= point.y <= SIZE:  # NaN isn't
+                places[number] = point.x, point.y
+    return to_index(pixels_of(canvas)), places
+
+
+def drawn_canvas(molecule, style):
+    """Return RDKit's finished canvas of a molecule that `layout` prepared. Raises Rejected."""
     canvas = rdMolDraw2D.MolDraw2DCairo(SIZE, SIZE)
     options = canvas.drawOptions()
     options.includeMetadata = False
@@ -107,19 +131,26 @@ def draw(molecule, style=PLAIN):
         canvas.FinishDrawing()
     except (ValueError, RuntimeError) as error:
         raise Rejected(f"RDKit can't draw it: {str(error).splitlines()[0]}") from None
-    return to_index(pixels_of(canvas))
+    return canvas
 
 
-def draw_views(row, smiles, views=1, seed=0, max_atoms=MAX_ATOMS, r_groups=False, level=None):
+def draw_views(
+    row, smiles, views=1, seed=0, max_atoms=MAX_ATOMS, r_groups=False, level=None, atoms=False
+):
     """Return `views` drawings of a SMILES, each a zlib stream of uint8 (224, 224) palette indices.
 
-    The first is plain; the others' random styles follow from seed and row. level: of zlib. A
-    task of `parallel`. Raises Rejected.
+    The first is plain; the others' random styles follow from seed and row. level: of zlib.
+    With atoms=True return (drawings, places): where each atom of `parse` lies in each, float16
+    (views, atoms, 2), as `draw_with_places`. A task of `parallel`. Raises Rejected.
     """
     molecule = parse(smiles, max_atoms)
+    count = molecule.GetNumAtoms()
     molecule = layout(replace_terminals(molecule) if r_groups else molecule)
     styles = [PLAIN] + [random_style(seed, row, view) for view in range(1, views)]
-    return [deflate(draw(molecule, style), level) for style in styles]
+    if not atoms:
+        return [deflate(draw(molecule, style), level) for style in styles]
+    drawn = [draw_with_places(molecule, style, count) for style in styles]
+    return [deflate(index, level) for index, _ in drawn], np.stack([each for _, each in drawn])
 
 
 def draw_all(molecules, workers=None, **options):

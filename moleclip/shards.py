@@ -13,6 +13,8 @@ from moleclip.pixels import inflate, palette
 
 INPUT_KEYS = ("sha256", "rows", "smiles_column")
 DRAWING_KEYS = ("views", "seed", "max_atoms", "r_groups", "rdkit", "parts")
+# Later options: a manifest has them only where they are not these.
+DRAWING_DEFAULTS = {"atoms": False, "styles": "paper"}
 MANIFEST_KEYS = INPUT_KEYS + DRAWING_KEYS  # equal in all manifests of a folder
 
 
@@ -21,12 +23,18 @@ def shard_path(folder, number):
     return Path(folder) / f"shard-{number:05d}.npz"
 
 
-def write_shard(path, rows, smiles, streams, rejected, views):
+def write_shard(path, rows, smiles, streams, rejected, views, places=None):
     """Write one shard.
 
     streams: views * len(rows) zlib streams. rejected: [row, line, smiles, reason] lists.
+    places: for each molecule where its atoms lie in its views, float16 (views, atoms, 2).
     """
-    lengths = [len(stream) for stream in streams]
+    lengths, extra = [len(stream) for stream in streams], {}
+    if places is not None:
+        counts = [each.shape[1] for each in places]
+        extra["atom_offsets"] = np.cumsum([0] + counts, dtype=np.int64)
+        flat = [each.reshape(-1, 2) for each in places]
+        extra["places"] = np.concatenate([np.zeros((0, 2), np.float16), *flat])
     save_arrays(
         path,
         data=np.frombuffer(b"".join(streams), np.uint8),
@@ -36,13 +44,15 @@ def write_shard(path, rows, smiles, streams, rejected, views):
         views=np.int64(views),
         smiles=np.array([text.encode("utf-8", "surrogateescape") for text in smiles], "S"),
         rejected=np.frombuffer(json.dumps(rejected).encode(), np.uint8),
+        **extra,
     )
 
 
 def read_shard(path):
     """Return a shard as a dict: data (memory map), offsets, palette, row, views, smiles, path.
 
-    `picture` reads its pictures. Raises click.ClickException if the arrays don't fit together.
+    With render.py --atoms also atom_offsets and places. `picture` reads its pictures,
+    `places_of` their atoms' places. Raises click.ClickException if the arrays don't fit together.
     """
     shard = read_arrays(path, ("data", "offsets", "palette", "row", "views", "smiles"))
     row, offsets = shard["row"], shard["offsets"]
@@ -54,6 +64,7 @@ def read_shard(path):
         and offsets[-1] == len(shard["data"])
         and (np.diff(offsets) > 0).all()
         and (row // BLOCK == number).all()
+        and atoms_fit(shard)
     ):
         raise click.ClickException(
             f"{path}: its arrays don't fit together; "
@@ -61,6 +72,33 @@ def read_shard(path):
         )
     smiles = np.char.decode(shard["smiles"], "utf-8", "surrogateescape")
     return shard | {"smiles": smiles, "path": path}
+
+
+def atoms_fit(shard):
+    """Tell whether a shard has a place for each atom in each view, or no places at all."""
+    if "places" not in shard and "atom_offsets" not in shard:
+        return True
+    places, offsets = shard.get("places"), shard.get("atom_offsets")
+    return (
+        places is not None
+        and offsets is not None
+        and (places.dtype, offsets.dtype) == (np.float16, np.int64)
+        and offsets.shape == (len(shard["row"]) + 1,)
+        and offsets[0] == 0
+        and (np.diff(offsets) > 0).all()
+        and places.shape == (offsets[-1] * int(shard["views"]), 2)
+    )
+
+
+def places_of(shard, molecule, view=0):
+    """Return where the atoms of the shard's `molecule`-th molecule lie in a view, float16 (n, 2).
+
+    x and y in pixels, in the order of `parse`'s atoms; NaN where that isn't known. Raises
+    KeyError if the shard was drawn without --atoms.
+    """
+    begin, end = shard["atom_offsets"][molecule : molecule + 2]
+    first = begin * int(shard["views"]) + view * (end - begin)
+    return shard["places"][first : first + end - begin]
 
 
 def picture(shard, molecule, view=0):
@@ -80,7 +118,7 @@ def picture(shard, molecule, view=0):
 
 
 def load_manifest(path):
-    """Return a manifest. Raises click.ClickException if it is damaged."""
+    """Return a manifest, with later options' defaults. Raises click.ClickException if damaged."""
     try:
         manifest = json.loads(path.read_text())
         counts = ["views", "part", "parts"]
@@ -89,7 +127,7 @@ def load_manifest(path):
         numbers = [manifest[key] for key in counts]
         whole = all(type(number) is int and number >= 0 for number in numbers)
         if whole and all(key in manifest for key in MANIFEST_KEYS):
-            return manifest
+            return DRAWING_DEFAULTS | manifest
     except (OSError, ValueError, TypeError, KeyError):
         pass
     raise click.ClickException(

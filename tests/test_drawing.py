@@ -3,14 +3,24 @@ import itertools
 
 import numpy as np
 import pytest
-from conftest import ROOT, small_molecules
-from drawn import ASPIRIN, picture_of, rdkit_picture
+from conftest import ROOT, first_lines, small_molecules
+from drawn import ASPIRIN, DRUG, picture_of, rdkit_picture
 from rdkit import Chem
 from rdkit.Chem.Draw import rdMolDraw2D
 
-from moleclip.drawing import FONTS, PLAIN, Style, draw, draw_all, layout, random_style
+from moleclip.drawing import (
+    FONTS,
+    PLAIN,
+    Style,
+    draw,
+    draw_all,
+    draw_views,
+    draw_with_places,
+    layout,
+    random_style,
+)
 from moleclip.molecules import Rejected, parse, read_molecules, replace_terminals
-from moleclip.pixels import inflate, to_rgb
+from moleclip.pixels import ATOM_COLOURS, inflate, to_rgb
 
 
 # 300 molecules in plain drawings, 26 of them too large; 100 in three views each: of RDKit 2026.9.1.
@@ -142,3 +152,63 @@ def test_odd_smiles_cost_their_own_row(tmp_path, smiles):
     results = [result for _, result in draw_all(read_molecules(str(tmp_path / "a.smi")), 1)]
     assert isinstance(results[1], Rejected) and "crashed" not in str(results[1])
     assert isinstance(results[0], list) and isinstance(results[2], list)
+
+
+STYLES = [PLAIN] + [random_style(0, row, 1) for row in range(12)]  # all turned, of all widths
+
+
+@pytest.mark.parametrize("style", STYLES, ids=str)
+def test_the_ends_of_a_chain_lie_where_its_ink_ends(style):
+    index, places = draw_with_places(layout(parse("CCCCCCC")), style, 7)
+    y, x = np.nonzero(index)
+    assert places.dtype == np.float16 and places.shape == (7, 2)
+    for ink, there in ((x + 0.5, places[:, 0]), (y + 0.5, places[:, 1])):
+        assert abs(ink.min() - there.min()) < 4 and abs(ink.max() - there.max()) < 4
+    lengths = np.hypot(*np.diff(places.astype(float), axis=0).T)
+    assert np.ptp(lengths) < 0.5 and lengths.min() > 15
+
+
+@pytest.mark.parametrize("style", STYLES, ids=str)
+def test_each_heteroatom_lies_in_ink_of_its_colour(style):
+    for smiles in (DRUG, "OCC(F)(Cl)C(Br)(I)CSCN", "CC1CCN(C2CCSCC2)CC1"):
+        molecule = parse(smiles)
+        index, places = draw_with_places(layout(molecule), style, molecule.GetNumAtoms())
+        rgb = to_rgb(index).astype(int)
+        for atom, (x, y) in zip(molecule.GetAtoms(), places.astype(float)):
+            colour = ATOM_COLOURS[atom.GetAtomicNum()]
+            ink = np.argwhere(np.abs(rgb - colour).max(-1) < 64) + 0.5  # y, x
+            if atom.GetAtomicNum() != 6:
+                assert np.hypot(*(ink - (y, x)).T).min() < 8, (smiles, atom.GetSymbol())
+            if atom.GetSymbol() == "N" and atom.GetDegree() == 3:  # half bonds on all sides
+                assert np.hypot(*(ink.mean(0) - (y, x))) < 4
+
+
+def test_layout_only_appends_hydrogens():
+    appended = 0
+    for smiles in first_lines("chembl_3000.smi", 150):
+        molecule = parse(smiles, 1000)
+        drawn, count = layout(molecule), molecule.GetNumAtoms()
+        numbers = [atom.GetAtomicNum() for atom in drawn.GetAtoms()]
+        assert numbers[:count] == [atom.GetAtomicNum() for atom in molecule.GetAtoms()]
+        assert set(numbers[count:]) <= {1}
+        for bond in molecule.GetBonds():
+            assert drawn.GetBondBetweenAtoms(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx())
+        appended += len(numbers) - count
+    assert appended > 20
+
+
+def test_places_come_with_the_same_drawings():
+    streams, places = draw_views(3, DRUG, views=3, seed=1, atoms=True)
+    assert streams == draw_views(3, DRUG, views=3, seed=1)
+    assert places.shape == (3, 26, 2) and places.dtype == np.float16
+    assert np.isfinite(places).all() and places.min() > 0 and places.max() < 224
+    # Another spelling: the atoms are those of `parse`.
+    assert (draw_views(3, Chem.MolToSmiles(parse(DRUG)), 3, 1, atoms=True)[1] == places).all()
+
+
+def test_atoms_hidden_under_a_label_have_no_place():
+    smiles = Chem.CanonSmiles("OCC(F)(Cl)C(=O)CS")
+    atoms = parse(smiles).GetAtoms()
+    hidden = [atom.GetExplicitValence() == 1 for atom in atoms]  # not the ketone's oxygen
+    _, places = draw_views(0, smiles, 2, r_groups=True, atoms=True)
+    assert sum(hidden) == 4 and (np.isnan(places) == np.array(hidden)[:, None]).all()

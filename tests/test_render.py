@@ -31,6 +31,17 @@ def test_same_bytes_for_any_workers_and_after_an_interruption(desk, road):
     assert len((desk / "one" / "rejected.csv").read_text().splitlines()) == 2
 
 
+def test_places_are_the_same_for_any_workers(desk, monkeypatch):
+    desk.write("a.smi", [*small_molecules(70), "C1CC"])
+    monkeypatch.chdir(desk.folder)
+    for workers in (1, 3):
+        invoke(render.main, "a.smi", "-o", f"{workers}", "--atoms", "--workers", workers)
+    one, three = ((desk / name / "shard-00000.npz").read_bytes() for name in "13")
+    assert one == three
+    said = mistake(render.main, "a.smi", "-o", "1", "--resume")
+    assert "holds shards with atoms True, not False" in said
+
+
 def test_parts_lie_side_by_side_and_make_the_same_shards(desk, monkeypatch):
     for module in (molecules, shards, render):
         monkeypatch.setattr(module, "BLOCK", 8)

@@ -1,13 +1,15 @@
 import json
 
+import click
 import numpy as np
-from conftest import invoke, rows_of
+import pytest
+from conftest import invoke, rows_of, small_molecules
 
 import render
-from moleclip.drawing import draw, layout, random_style
+from moleclip.drawing import draw, draw_views, layout, random_style
 from moleclip.molecules import parse
 from moleclip.pixels import palette
-from moleclip.shards import Labels, picture, read_manifest, read_shard
+from moleclip.shards import Labels, picture, places_of, read_manifest, read_shard
 
 
 def test_shard_holds_what_the_design_says(road):
@@ -57,6 +59,37 @@ def test_shard_pictures_are_those_of_draw(road):
         assert (picture(shard, member, 0) == draw(molecule)).all()
         style = random_style(0, int(shard["row"][member]), 1)
         assert (picture(shard, member, 1) == draw(molecule, style)).all()
+
+
+def test_places_of_atoms_in_shards(tmp_path):
+    lines = small_molecules(12)
+    lines[4] = "C1CC"
+    (tmp_path / "a.smi").write_text("\n".join(lines) + "\n")
+    options = "--views", 3, "--seed", 2, "--workers", 1, "--atoms"
+    invoke(render.main, tmp_path / "a.smi", "-o", tmp_path / "out", *options)
+    path = tmp_path / "out" / "shard-00000.npz"
+    shard = read_shard(path)
+    assert shard["row"].tolist() == [row for row in range(12) if row != 4]
+    for member, row in enumerate(shard["row"]):
+        streams, places = draw_views(int(row), lines[row], 3, 2, level=8, atoms=True)
+        for view in range(3):
+            assert (places_of(shard, member, view) == places[view]).all()
+    assert shard["places"].shape == (3 * shard["atom_offsets"][-1], 2)
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["atoms"] is True
+    arrays = dict(np.load(path))
+    short = {"places": arrays["places"][1:]}, {"atom_offsets": arrays["atom_offsets"][1:]}
+    for change in (*short, {"places": arrays["places"].astype(np.float32)}):
+        np.savez(path, **arrays | change)
+        with pytest.raises(click.ClickException, match="don't fit together"):
+            read_shard(path)
+
+
+def test_shards_without_places_are_as_they_were(road):
+    shard = read_shard(road / "shards" / "shard-00000.npz")
+    assert not {"places", "atom_offsets"} & {*shard}
+    manifest = json.loads((road / "shards" / "manifest.json").read_text())
+    assert not {"atoms", "styles"} & {*manifest}
+    assert read_manifest(road / "shards")["atoms"] is False
 
 
 def test_targets_by_name(road, tmp_path):
