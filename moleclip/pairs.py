@@ -17,7 +17,8 @@ from moleclip.device import local_processes
 from moleclip.drawing import draw_all
 from moleclip.molecules import Molecule, Rejected, find_input, input_facts, read_molecules
 from moleclip.pixels import inflate
-from moleclip.shards import Labels, open_shards, picture
+from moleclip.shards import open_shards, picture
+from moleclip.targets import Labels
 from moleclip.workers import default_workers
 
 CLUSTER_RUN = 32  # cluster mates that enter a batch together, as hard negatives: MoleCLIP's 256 / 8

@@ -15,7 +15,7 @@ from moleclip.features import DESCRIPTORS, maccs_keys, unpack_keys
 from moleclip.files import read_arrays, save_arrays
 from moleclip.molecules import input_facts
 from moleclip.plots import plot_sweep
-from moleclip.shards import Labels
+from moleclip.targets import Labels
 
 
 def labels_of(path, *names):
