@@ -48,7 +48,9 @@ def read_shard(path):
     row, offsets = shard["row"], shard["offsets"]
     number = int(Path(path).stem.rpartition("-")[2])
     if not (
-        shard["views"].ndim == 0
+        shard["data"].dtype == np.uint8
+        and shard["data"].ndim == 1
+        and shard["views"].ndim == 0
         and row.dtype == offsets.dtype == np.int64
         and offsets.shape == (len(row) * int(shard["views"]) + 1,)
         and offsets[-1] == len(shard["data"])
