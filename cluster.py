@@ -5,8 +5,8 @@
     python cluster.py data/druglike_20000.smi.gz --sweep        # which K? sweep.csv and sweep.png
     python cluster.py data/dhbd.csv --assign labels.npz -o dhbd_labels.npz     # the same clusters
 
-With --descriptors the file also holds what pretraining's optional third task regresses: RDKit
-descriptors and the keys.
+With --descriptors and --atoms the file also holds what pretraining's optional tasks are to tell:
+RDKit descriptors and the keys; each atom's surroundings and numbers.
 """
 
 import importlib.util
@@ -21,16 +21,28 @@ from rdkit import rdBase
 from tqdm import tqdm
 
 from moleclip import options
-from moleclip.features import MACCS_BITS, MACCS_BYTES, MAX_SD, descriptors, maccs_keys, unpack_keys
+from moleclip.features import (
+    ATOM,
+    MACCS_BITS,
+    MACCS_BYTES,
+    atom_targets,
+    descriptors,
+    maccs_keys,
+    most_frequent,
+    numbers_in,
+    unpack_keys,
+)
 from moleclip.files import check_output, read_arrays, save_arrays, save_table
 from moleclip.molecules import Rejected, find_input, input_facts, read_molecules
 from moleclip.plots import plot_sweep
+from moleclip.targets import ATOMS, MAX_SD, UNKNOWN, VOCABULARIES, is_vocabulary
 from moleclip.workers import parallel
 
 DEFAULT_KS = (300, 3000)
 MINIBATCH_FROM = 20_000  # rows: MiniBatchKMeans, in batches of as many (MoleCLIP's own switch)
 PASSES = 10  # of MiniBatchKMeans over all molecules
 CHUNK = 2048  # molecules whose distances to all centroids are in memory at once
+VOCABULARY = (512, 2048)  # environments of radius 1 and 2 that an atom has to tell
 SWEEP_FROM, SWEEP_TO, SWEEP_STEPS, SWEEP_ROWS = 3, 3000, 12, 20_000
 
 
@@ -77,6 +89,43 @@ def all_descriptors(source, facts, workers=None):
         scaled = (column - np.nanmean(column)) / (np.nanstd(column) + 1e-9)
         table[:, i] = np.nan_to_num(scaled.clip(-MAX_SD, MAX_SD))
     return table
+
+
+def all_atoms(source, facts, workers=None, vocabularies=None):
+    """Return the arrays of --atoms by name, as labels.npz has them: see docs/files.md.
+
+    vocabularies: two uint32 (n,) of Morgan ids; without them the most frequent ones of all rows.
+    facts: see `all_keys`.
+    """
+    counts, found = np.zeros(facts["rows"], np.int64), bytearray()
+    for row, targets in computed(atom_targets, source, facts, workers, "atoms"):
+        counts[row] = len(targets) // ATOM.itemsize
+        found += targets
+    atoms = np.frombuffer(found, ATOM)
+    arrays = {"atom_offsets": np.concatenate([[0], np.cumsum(counts)])}
+    for i, name in enumerate(("r1", "r2")):
+        ids = np.ascontiguousarray(atoms[name])
+        vocabulary = vocabularies[i] if vocabularies else most_frequent(ids, VOCABULARY[i])
+        arrays[f"atom_{name}"] = numbers = numbers_in(ids, vocabulary)
+        arrays[f"vocabulary_{name}"] = vocabulary
+        share = (numbers != UNKNOWN).mean()
+        click.echo(f"radius {i + 1}: {len(vocabulary)} environments, of {share:.1%} of the atoms")
+    return arrays | {"atom_numbers": np.ascontiguousarray(atoms["numbers"])}
+
+
+def read_vocabularies(path):
+    """Return the two vocabularies of a labels.npz, uint32 (n,). Raises click.ClickException."""
+    arrays = read_arrays(path, ("meta",), ATOMS)
+    found = [arrays[name] for name in VOCABULARIES if name in arrays]
+    if len(found) < len(VOCABULARIES):
+        raise click.ClickException(
+            f"{path}: has no atoms, so --assign can't take their vocabularies from it; "
+            "make it again with cluster.py --atoms, or leave --atoms out"
+        )
+    for each in found:
+        if not is_vocabulary(each):
+            raise click.ClickException(f"{path}: its vocabularies are damaged; make it again")
+    return found
 
 
 def distinct_keys(packed):
@@ -143,14 +192,14 @@ def assign(packed, centroids):
     return labels, max(inertia, 0.0)
 
 
-def save_labels(out, packed, readable, sets, meta, table=None):
+def save_labels(out, packed, readable, sets, meta, more):
     """Label packed keys by the centroids of sets, {k: float32 (k, 167)}, and write labels.npz.
 
-    table: standardised descriptors, float16 (rows, n), which are then saved along with the keys.
+    more: arrays that are saved along; beside "descriptors" also the keys.
     """
-    arrays, facts = {}, {}
-    if table is not None:
-        arrays = {"descriptors": table, "maccs": np.zeros((len(readable), MACCS_BYTES), np.uint8)}
+    arrays, facts = {**more}, {}
+    if "descriptors" in more:
+        arrays["maccs"] = np.zeros((len(readable), MACCS_BYTES), np.uint8)
         arrays["maccs"][readable] = packed
     for k in sorted(sets):
         labels = np.full(len(readable), -1, np.int32)
@@ -298,20 +347,25 @@ def save_sweep(path, count, table, knee):
     is_flag=True,
     help="Save RDKit descriptors and MACCS keys too, for pretrain.py --loss descriptors=1.",
 )
+@click.option(
+    "--atoms",
+    is_flag=True,
+    help="Save each atom's surroundings and numbers, for pretrain.py --loss atoms=1,fingerprint=1.",
+)
 @options.seed("Seed of K-means and of the sweep's sample.")
 @options.workers("Processes that compute keys.")
 @options.max_atoms("Reject larger molecules, as render.py does.")
 @options.smiles_column()
-def main(source, out, ks, labels, sweep, describe, seed, workers, max_atoms, smiles_column):
+def main(source, out, ks, labels, sweep, describe, atoms, seed, workers, max_atoms, smiles_column):
     """Cluster the molecules of SOURCE, the same file that was drawn.
 
     SOURCE: .smi, .txt, .csv, .tsv, gzipped or not.
     """
     if bool(ks) + bool(labels) + sweep > 1:
         raise click.UsageError("--k, --assign and --sweep exclude each other; give one of them")
-    if sweep and describe:
+    if sweep and (describe or atoms):
         raise click.UsageError(
-            "--sweep writes no labels, so no --descriptors either; leave one of them out"
+            "--sweep writes no labels, so no --descriptors or --atoms either; leave it out"
         )
     if sweep:
         check_kneed()
@@ -321,6 +375,7 @@ def main(source, out, ks, labels, sweep, describe, seed, workers, max_atoms, smi
     for path in (folder / "sweep.csv", folder / "sweep.png") if sweep else (out,):
         check_output(path, source, *filter(None, [labels]))
     sets, origin = read_centroids(labels) if labels else (None, {"seed": seed})
+    vocabularies = read_vocabularies(labels) if labels and atoms else None
     facts = input_facts(source, smiles_column)
     facts |= {"seed": origin["seed"], "max_atoms": max_atoms}
     packed, readable = all_keys(source, facts, workers)
@@ -329,8 +384,9 @@ def main(source, out, ks, labels, sweep, describe, seed, workers, max_atoms, smi
     if labels:
         facts["assigned_from"] = origin
     sets = sets or fit_all(source, packed, ks or DEFAULT_KS, seed)
-    table = all_descriptors(source, facts, workers) if describe else None
-    save_labels(out, packed, readable, sets, facts, table)
+    more = {"descriptors": all_descriptors(source, facts, workers)} if describe else {}
+    more |= all_atoms(source, facts, workers, vocabularies) if atoms else {}
+    save_labels(out, packed, readable, sets, facts, more)
 
 
 if __name__ == "__main__":

@@ -7,17 +7,17 @@ from typing import NamedTuple
 
 import numpy as np
 from rdkit import Chem, DataStructs
-from rdkit.Chem import MACCSkeys, rdFingerprintGenerator, rdMolDescriptors
+from rdkit.Chem import MACCSkeys, rdFingerprintGenerator, rdMolDescriptors, rdPartialCharges
 
 from moleclip.drawing import PLAIN, draw, layout, random_style
 from moleclip.molecules import MAX_ATOMS, parse, replace_terminals
 from moleclip.pictures import to_drawing
 from moleclip.pixels import SIZE, deflate
+from moleclip.targets import MAX_SD, UNKNOWN
 
 BITS, RADIUS = 2048, 2  # of Morgan fingerprints: ECFP4, of the baselines and of nearest_training
 MACCS_BITS = 167  # bits of RDKit's MACCS keys; bit 0 is never set
 MACCS_BYTES = 21  # of the same bits, packed: 42 MB for 2 million molecules, 1.3 GB as floats
-MAX_SD = 5  # a descriptor is cut off there: one peptide's must not outweigh a batch of others
 # Of rdMolDescriptors: those that take well under a millisecond; some give several numbers.
 # fmt: off
 DESCRIPTORS = (
@@ -30,6 +30,20 @@ DESCRIPTORS = (
     "SlogP_VSA_", "SMR_VSA_", "PEOE_VSA_",
 )
 # fmt: on
+# What each atom has to tell, and how it is scaled: (value - middle) / spread, about -1 to 1.
+ATOM_NUMBERS = {
+    "gasteiger_charge": (0, 0.2),
+    "crippen_logp": (0, 0.4),
+    "crippen_mr": (3, 1.5),
+    "tpsa": (0, 8),
+    "labute_asa": (6, 2.5),
+    "hydrogens": (0, 1),
+    "degree": (2, 1),
+    "ring": (0.5, 0.5),
+    "aromatic": (0.5, 0.5),
+    "formal_charge": (0, 1),
+}
+ATOM = np.dtype([("r1", "u4"), ("r2", "u4"), ("numbers", "f2", len(ATOM_NUMBERS))])
 
 
 @cache
@@ -97,6 +111,73 @@ def descriptors(row, smiles, max_atoms=MAX_ATOMS):
     molecule = parse(smiles, max_atoms)
     values = [getattr(rdMolDescriptors, name)(molecule) for name in DESCRIPTORS]
     return np.hstack(values).astype(np.float32).tobytes()
+
+
+def environments(molecule):
+    """Return the Morgan ids of each atom's environments of radius 1 and 2, two uint32 (atoms,).
+
+    Where RDKit drops one, since another atom's covers the same bonds, the atom's largest smaller
+    one stands in: so the ids are those that the molecule's ECFP counts.
+    """
+    found = rdFingerprintGenerator.AdditionalOutput()
+    found.AllocateAtomToBits()
+    morgan().GetSparseCountFingerprint(molecule, additionalOutput=found)
+    ids = found.GetAtomToBits()  # of each atom those of radius 0, 1, 2, as far as there are
+    return np.array([[bits[:2][-1] for bits in ids], [bits[-1] for bits in ids]], np.uint32)
+
+
+def atom_numbers(molecule):
+    """Return the ATOM_NUMBERS of a molecule, scaled and cut off at -5 and 5, float32 (atoms, 10).
+
+    NaN where one isn't defined, as Gasteiger charges aren't beside a metal.
+    """
+    rdPartialCharges.ComputeGasteigerCharges(molecule)
+    logp, mr = np.transpose(rdMolDescriptors._CalcCrippenContribs(molecule))
+    area, _ = rdMolDescriptors._CalcLabuteASAContribs(molecule)
+    atoms = molecule.GetAtoms()
+    values = np.array(
+        [
+            [atom.GetDoubleProp("_GasteigerCharge") for atom in atoms],
+            logp,
+            mr,
+            rdMolDescriptors._CalcTPSAContribs(molecule),
+            area,
+            [atom.GetTotalNumHs() for atom in atoms],
+            [atom.GetDegree() for atom in atoms],
+            [atom.IsInRing() for atom in atoms],
+            [atom.GetIsAromatic() for atom in atoms],
+            [atom.GetFormalCharge() for atom in atoms],
+        ],
+        np.float32,
+    ).T
+    middle, spread = np.array(list(ATOM_NUMBERS.values()), np.float32).T
+    scaled = ((values - middle) / spread).clip(-MAX_SD, MAX_SD)
+    return np.where(np.isfinite(values), scaled, np.nan)
+
+
+def atom_targets(row, smiles, max_atoms=MAX_ATOMS):
+    """Return what each of a molecule's atoms has to tell, ATOM (atoms,), as bytes.
+
+    In the order of atoms of `parse`. A task of `parallel`. Raises Rejected.
+    """
+    molecule = parse(smiles, max_atoms)
+    targets = np.empty(molecule.GetNumAtoms(), ATOM)
+    targets["r1"], targets["r2"] = environments(molecule)
+    targets["numbers"] = atom_numbers(molecule)
+    return targets.tobytes()
+
+
+def most_frequent(ids, size):
+    """Return the most frequent of Morgan ids, at most so many, uint32; of equals the lowest."""
+    distinct, counts = np.unique(ids, return_counts=True)
+    return distinct[np.argsort(-counts, kind="stable")[:size]]
+
+
+def numbers_in(ids, vocabulary):
+    """Return the number of each of n Morgan ids in a vocabulary, uint16 (n,), or UNKNOWN."""
+    order = np.argsort(vocabulary)
+    place = order[np.searchsorted(vocabulary, ids, sorter=order).clip(max=len(order) - 1)]
+    return np.where(vocabulary[place] == ids, place, UNKNOWN).astype(np.uint16)
 
 
 class Features(NamedTuple):

@@ -5,6 +5,7 @@ import gzip
 import importlib
 import io
 import json
+import math
 import os
 import struct
 import sys
@@ -182,8 +183,8 @@ def save_arrays(path, **arrays):
     save_whole(path, write)
 
 
-def read_arrays(path, wanted):
-    """Return the arrays of an uncompressed .npz as a dict, `data` as a memory map.
+def read_arrays(path, wanted, mapped=("data",)):
+    """Return the arrays of an uncompressed .npz as a dict, those named in `mapped` as memory maps.
 
     Of a memory map only what is touched is read. Raises click.ClickException if the file is
     truncated, of another kind, or lacks one of the names in `wanted`.
@@ -193,7 +194,7 @@ def read_arrays(path, wanted):
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
                 name = info.filename.removesuffix(".npy")
-                read = map_member if name == "data" else read_member
+                read = map_member if name in mapped else read_member
                 arrays[name] = read(path, archive, info)
     except FileNotFoundError:
         raise click.ClickException(f"{path}: no such file") from None
@@ -216,15 +217,17 @@ def read_member(path, archive, info):
 
 
 def map_member(path, archive, info):
-    """Return a one-dimensional array of bytes in a .npz as a memory map. Raises ValueError."""
+    """Return an array of a .npz as a memory map. Raises ValueError if it is not stored as it is."""
     with archive.open(info) as member:
         np.lib.format.read_magic(member)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(member)
         header = member.tell()
-    if info.compress_type != zipfile.ZIP_STORED or dtype != np.uint8:
-        raise ValueError("not stored as bytes")
-    if not shape[0]:
-        return np.zeros(0, np.uint8)
+    size = math.prod(shape) * dtype.itemsize
+    stored = info.compress_type == zipfile.ZIP_STORED and info.file_size == header + size
+    if not stored or fortran or dtype.hasobject:
+        raise ValueError("not stored as it is")
+    if not size:
+        return np.zeros(shape, dtype)
     with open(path, "rb") as stream:  # the archive's local entry has lengths of its own
         stream.seek(info.header_offset + 26)
         lengths = struct.unpack("<HH", stream.read(4))

@@ -16,7 +16,8 @@ from moleclip.device import local_processes
 from moleclip.drawing import draw_all
 from moleclip.molecules import Molecule, Rejected, find_input, input_facts, read_molecules
 from moleclip.pixels import inflate
-from moleclip.shards import Labels, open_shards, picture
+from moleclip.shards import open_shards, picture
+from moleclip.targets import Labels
 from moleclip.workers import default_workers
 
 CLUSTER_RUN = 32  # cluster mates that enter a batch together, as hard negatives: MoleCLIP's 256 / 8
@@ -25,11 +26,10 @@ DRAWINGS = ("views", "r_groups", "seed", "max_atoms", "rdkit")  # facts of shard
 
 
 def open_pairs(shards, smiles, labels, seed, loss, **rest):
-    """Return the pairs of --smiles or --shards, with descriptors if --loss names them."""
-    describe = "descriptors" in loss
+    """Return the pairs of --smiles or --shards, with the targets of the tasks that loss names."""
     if smiles:
-        return DrawnPairs(smiles, labels, seed, describe)
-    return ShardPairs(shards, labels, describe)
+        return DrawnPairs(smiles, labels, seed, loss)
+    return ShardPairs(shards, labels, loss)
 
 
 def digest(**arrays):
@@ -43,18 +43,18 @@ def digest(**arrays):
 
 
 def digest_labels(labels):
-    """Return a short hash of what Labels hold: the label sets, and descriptors if used."""
-    return digest(**labels.sets, descriptors=labels.descriptors, maccs=labels.maccs)
+    """Return a short hash of what Labels hold: the label sets, and what the tasks use."""
+    return digest(**labels.arrays)
 
 
 class ShardPairs:
     """Molecules that have both a drawing and a label, read at random from memory-mapped shards."""
 
-    def __init__(self, folder, labels_path, describe=False):
+    def __init__(self, folder, labels_path, tasks=()):
         self.shards, manifest = open_shards(Path(folder))
         self.sha256 = manifest["sha256"]
         self.drawings = {key: manifest[key] for key in DRAWINGS}
-        self.labels = Labels(labels_path, folder, manifest, describe)
+        self.labels = Labels(labels_path, folder, manifest, tasks)
         counts = [len(shard["row"]) for shard in self.shards]
         row = np.concatenate([shard["row"] for shard in self.shards])
         shard = np.repeat(np.arange(len(counts)), counts)
@@ -98,12 +98,12 @@ class ShardPairs:
 class DrawnPairs:
     """Molecules of a file, drawn by worker processes as needed, in new styles every epoch."""
 
-    def __init__(self, source, labels_path, seed, describe=False):
+    def __init__(self, source, labels_path, seed, tasks=()):
         source = find_input(source)
         facts = input_facts(source)
         self.sha256, self.seed = facts["sha256"], seed
         self.drawings = {"views": "drawn in training", "seed": seed, "rdkit": rdBase.rdkitVersion}
-        self.labels = Labels(labels_path, source, facts, describe)
+        self.labels = Labels(labels_path, source, facts, tasks)
         good = (self.labels.clusters >= 0).all(1)
         self.row, self.unlabelled = np.flatnonzero(good), 0
         self.clusters = self.labels.clusters[self.row]

@@ -2,20 +2,22 @@
 
 import json
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
 from conftest import ROOT, first_lines, invoke, mistake, rows_of, small_molecules
 from PIL import Image
 from rdkit import Chem
-from rdkit.Chem import Descriptors, MACCSkeys
+from rdkit.Chem import Descriptors, MACCSkeys, rdFingerprintGenerator
+from rdkit.Chem.rdMolDescriptors import _CalcCrippenContribs
 
 import cluster
 from moleclip.features import DESCRIPTORS, maccs_keys, unpack_keys
 from moleclip.files import read_arrays, save_arrays
-from moleclip.molecules import input_facts
+from moleclip.molecules import input_facts, parse
 from moleclip.plots import plot_sweep
-from moleclip.shards import Labels
+from moleclip.targets import ATOMS, Labels
 
 
 def labels_of(path, *names):
@@ -185,6 +187,83 @@ def test_descriptors_are_rdkits_standardised(clustered, tmp_path):
         assert list(np.flatnonzero(row)) == list(wanted)
     line = mistake(cluster.main, source, "--sweep", "--descriptors", code=2)
     assert "--sweep writes no labels" in line
+
+
+def test_atoms_are_those_of_rdkit(tmp_path, monkeypatch):
+    """Each atom's environment, number by number, and what RDKit says of it; a metal has NaN."""
+    monkeypatch.setattr(cluster, "VOCABULARY", (3, 4))
+    lines = ["OCC", "C1=CC=CC1[Fe]C1C=CC=C1", "broken", "[Na+].[Cl-]", "c1ccncc1", "CCCO", "[2H]C"]
+    source, out = tmp_path / "a.smi", tmp_path / "labels.npz"
+    source.write_text("\n".join(lines))
+    said = invoke(cluster.main, source, "--k", 2, "--atoms", "-o", out)
+    (offsets, r1, r2, numbers, v1, v2), _ = labels_of(out, *ATOMS)
+    assert [a.dtype for a in (offsets, r1, numbers, v1)] == ["i8", "u2", "f2", "u4"]
+    assert np.diff(offsets).tolist() == [3, 11, 0, 2, 6, 4, 2]
+    generator = rdFingerprintGenerator.GetMorganGenerator(radius=2)
+    ids, properties = [], []
+    for smiles in lines[:2] + lines[3:]:
+        molecule, found = parse(smiles), rdFingerprintGenerator.AdditionalOutput()
+        found.AllocateAtomToBits()
+        counts = generator.GetSparseCountFingerprint(molecule, additionalOutput=found)
+        bits = found.GetAtomToBits()
+        ids += [(each[1] if len(each) > 1 else each[0], each[-1]) for each in bits]
+        assert {i for i, _ in ids[-len(bits) :]} <= set(counts.GetNonzeroElements())
+        for atom, (logp, mr) in zip(molecule.GetAtoms(), _CalcCrippenContribs(molecule)):
+            ring, aromatic = 2 * atom.IsInRing() - 1, 2 * atom.GetIsAromatic() - 1
+            hydrogens, degree = atom.GetTotalNumHs(), atom.GetDegree() - 2
+            rest = [hydrogens, degree, ring, aromatic, atom.GetFormalCharge()]
+            properties.append([logp / 0.4, (mr - 3) / 1.5, *rest])
+    for numbered, vocabulary, size, column in ((r1, v1, 3, 0), (r2, v2, 4, 1)):
+        often = Counter(each[column] for each in ids)
+        wanted = sorted(often, key=lambda each: (-often[each], each))[:size]
+        assert vocabulary.tolist() == wanted
+        known = [wanted.index(each[column]) if each[column] in wanted else 65535 for each in ids]
+        assert numbered.tolist() == known
+    shares = [f"{(numbered != 65535).mean():.1%}" for numbered in (r1, r2)]
+    assert f"radius 1: 3 environments, of {shares[0]} of the atoms" in said and shares[1] in said
+    assert np.allclose(numbers[:, [1, 2, 5, 6, 7, 8, 9]], np.clip(properties, -5, 5), atol=2e-3)
+    # Gasteiger charge of ethanol's C, C, O; TPSA and area of its O; none in a molecule with iron
+    assert np.allclose(numbers[:3, 0] * 0.2, [-0.0420, 0.0402, -0.3966], atol=1e-3)
+    assert np.allclose(numbers[2, 3:5] * [8, 2.5] + [0, 6], [20.23, 5.11], atol=2e-2)
+    assert np.isnan(numbers[3:14, 0]).all() and np.isfinite(numbers[3:14, 1:]).all()
+    assert np.isfinite(numbers[14:]).all()
+
+
+def test_the_workers_do_not_change_the_atoms_nor_does_assigning(clustered, tmp_path):
+    source, one, two = clustered / "molecules.smi", tmp_path / "one.npz", tmp_path / "two.npz"
+    for out, workers in ((one, 1), (two, 2)):
+        invoke(cluster.main, source, "--k", 4, "--atoms", "-o", out, "--workers", workers)
+    assert one.read_bytes() == two.read_bytes()
+    # rows 40 to 49 alone keep the numbers they had among all
+    lines = (clustered / "molecules.smi").read_text().splitlines()[40:50]
+    (tmp_path / "some.smi").write_text("\n".join(lines))
+    out, what = tmp_path / "some.npz", ("--assign", one, "--atoms")
+    invoke(cluster.main, tmp_path / "some.smi", *what, "-o", out)
+    (before, _), (after, _) = labels_of(one, *ATOMS), labels_of(out, *ATOMS)
+    first, last = before[0][[40, 50]]
+    assert (after[0] == before[0][40:51] - first).all()
+    for i in (1, 2, 3):
+        assert np.array_equal(after[i], before[i][first:last], equal_nan=i == 3)
+    assert (after[4] == before[4]).all() and (after[5] == before[5]).all()
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"vocabulary_r2": None}, "has no atoms, so --assign can't take their vocabularies"),
+        ({"vocabulary_r1": np.zeros(5, np.uint32)}, "its vocabularies are damaged"),
+        ({"vocabulary_r1": np.arange(5.0)}, "its vocabularies are damaged"),
+    ],
+)
+def test_assign_takes_vocabularies_from_a_whole_file_alone(clustered, tmp_path, change, says):
+    arrays = dict(np.load(clustered / "labels.npz"))
+    arrays |= {"vocabulary_r1": np.arange(5, dtype=np.uint32)}
+    arrays |= {"vocabulary_r2": arrays["vocabulary_r1"]} | change
+    bad, out = tmp_path / "bad.npz", tmp_path / "out.npz"
+    save_arrays(bad, **{name: array for name, array in arrays.items() if array is not None})
+    source = clustered / "molecules.smi"
+    line = mistake(cluster.main, source, "--assign", bad, "--atoms", "-o", out)
+    assert f"{bad}: {says}" in line and not out.exists()
 
 
 # ----------------------------------------------------------------------------------------------

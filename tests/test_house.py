@@ -10,7 +10,7 @@ from conftest import ROOT, STATIONS
 
 GROUND = [  # without torch; each may import from those before it
     *("files", "formats", "molecules", "workers", "options", "pixels"),
-    *("drawing", "shards", "pictures", "features", "onnxmodel", "outputs"),
+    *("drawing", "shards", "targets", "pictures", "features", "onnxmodel", "outputs"),
 ]
 UPPER = [
     *("device", "augment", "encoder", "embedder", "weights", "pairs", "labels", "splits", "table"),
@@ -91,7 +91,7 @@ def test_the_stations_lie_alone_on_the_top_level():
 
 def test_every_part_of_moleclip_has_its_floor():
     assert sorted(path.stem for path in (ROOT / "moleclip").glob("*.py")) == sorted(FLOORS)
-    assert len(FLOORS) <= 26
+    assert len(FLOORS) <= 32
 
 
 def test_contributing_has_the_order_of_floors():
@@ -183,8 +183,9 @@ def test_files_stay_short():
     limits = {name: 450 if name in STATIONS else 300 for name in SOURCES}
     assert not {name: count for name, count in lines.items() if count > limits[name]}
     # 7,500 was the bound when the house was built, at 7,073; what makes its numbers and rows
-    # trustworthy came on top. A file's own bound is what keeps it readable.
-    assert sum(lines.values()) <= 9000
+    # trustworthy came on top, then the targets of atoms and electrons. A file's own bound is what
+    # keeps it readable.
+    assert sum(lines.values()) <= 11000
 
 
 @pytest.mark.parametrize("name", SOURCES)

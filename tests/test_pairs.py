@@ -114,8 +114,10 @@ def test_descriptors_are_targets_beside_the_clusters(road, tmp_path):
     arrays["descriptors"] = random.normal(size=(96, 64)).astype(np.float16)
     arrays["maccs"] = random.integers(256, size=(96, MACCS_PACKED // 8), dtype=np.uint8)
     np.savez(tmp_path / "labels.npz", **arrays)
-    targets = ShardPairs(road / "shards", tmp_path / "labels.npz", True).load(MEMBERS, 0)[1]
-    drawn = DrawnPairs(road / "molecules.smi", tmp_path / "labels.npz", 0, True)
+    targets = ShardPairs(road / "shards", tmp_path / "labels.npz", ["descriptors"]).load(
+        MEMBERS, 0
+    )[1]
+    drawn = DrawnPairs(road / "molecules.smi", tmp_path / "labels.npz", 0, ["descriptors"])
     assert same(targets, drawn.load(MEMBERS, 0)[1])
     rows = [3, 51, 10]  # row 7 is broken
     assert list(targets) == ["k4", "k12", "descriptors", "maccs"]
