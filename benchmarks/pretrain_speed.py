@@ -22,8 +22,9 @@ from record import ROOT, record
 from moleclip.augment import N_UNIFORMS
 from moleclip.device import ALONE, memory_used, pick_precision
 from moleclip.pairs import ShardPairs
+from moleclip.trainstate import TrainState
 from moleclip.weights import load_encoder
-from pretrain import TrainState, backward
+from pretrain import backward
 
 RUNS = [
     ("tiny", "fp32", "inked"),
@@ -40,6 +41,7 @@ PICTURES = 512  # of a real step, over which the optimiser's time is spread
 CONFIG = {
     "seed": 0,
     "lr": (5e-6, 5e-6),
+    "decay": 0,
     "loss": {"contrastive": 1, "classes": 1},
     "temperature": 1 / 15,
     "augment": "default",
@@ -47,12 +49,12 @@ CONFIG = {
 }
 
 
-def new_state(size, precision, tokens, outputs):
+def new_state(size, precision, tokens, labels):
     """Return pretraining's state before the first step, on the CPU."""
     encoder, device = load_encoder(f"scratch:{size}"), torch.device("cpu")
     encoder.arch["tokens"] = tokens
     dtype, _ = pick_precision(precision, device)
-    return TrainState.start("", CONFIG, ALONE, encoder, outputs, device, dtype)
+    return TrainState.start("", CONFIG, ALONE, encoder, labels, device, dtype)
 
 
 def seconds_a_picture(state, pictures):
@@ -60,12 +62,12 @@ def seconds_a_picture(state, pictures):
     times, updates = [], []
     for step in range(STEPS):
         members = np.arange(step * MOLECULES, (step + 1) * MOLECULES)
-        views, targets = pictures.load(members, 0)
+        batch = pictures.load(members, 0)
         random = np.random.default_rng(step).random((2 * MOLECULES, N_UNIFORMS))
         began = time.perf_counter()
-        backward(state, views, random, targets)
+        backward(state, batch, random)
         learned = time.perf_counter()
-        state.update_weights()
+        state.update_weights(STEPS)
         times.append((learned - began) / (2 * MOLECULES))
         updates.append((time.perf_counter() - learned) / PICTURES)
     return float(np.median(times[1:]) + np.median(updates[1:]))
@@ -82,7 +84,7 @@ def loader_rate(pictures):
 def measure(folder, size, precision, tokens):
     """Train a few steps; return {"rate": images/s, "memory": GB, "loader": images/s}."""
     pictures = ShardPairs(Path(folder) / "shards", Path(folder) / "labels.npz")
-    state = new_state(size, precision, tokens, pictures.labels.outputs)
+    state = new_state(size, precision, tokens, pictures.labels)
     rate, loader = 1 / seconds_a_picture(state, pictures), loader_rate(pictures)
     return {"rate": rate, "memory": memory_used(torch.device("cpu")), "loader": loader}
 

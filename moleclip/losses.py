@@ -26,7 +26,9 @@ class Target(NamedTuple):
 
 def huber(told, truth):
     """Return the Huber losses of standardised numbers, (n, d), NaN where the truth is not known."""
-    return F.smooth_l1_loss(told, truth, reduction="none")
+    known = truth.isfinite()
+    losses = F.smooth_l1_loss(told, truth.where(known, 0), reduction="none")
+    return losses.where(known, torch.nan)
 
 
 def entropy(told, truth):
@@ -129,13 +131,13 @@ def tell(heads, features):
     return told
 
 
-def atom_parts(read, shown, heads, targets, world):
+def atom_parts(read, shown, head, targets, world):
     """Return the losses of a batch's atoms by name, and how many are hidden, a part of all.
 
     read: of both views, fp32 (2m, width + 32); shown: bool (2m,), whose place is known; targets:
     of the m atoms of one view. A target that isn't known counts for nothing, nor a hidden atom.
     """
-    told, parts = heads["atoms"](read), {}
+    told, parts = head(read), {}
     for name, truth in targets.items():
         truth = torch.cat([truth, truth]).to(read.device)
         losses = OF_ATOMS[name].loss(told[name], truth)
@@ -157,7 +159,8 @@ def weighted_loss(parts, targets, weights, atoms=()):
     known = {name: (name, OF_PICTURES.get(name, CLUSTERS)) for name in targets}
     known |= {f"atom_{name}": (f"atom_{name}", OF_ATOMS[name]) for name in atoms}
     for task in dict.fromkeys(target.task for _, target in known.values()):
-        of_task = [target.weight * parts[name] for name, target in known.values()
-                   if target.task == task]
+        of_task = [
+            target.weight * parts[name] for name, target in known.values() if target.task == task
+        ]
         loss = loss + weights[task] * sum(of_task)
     return loss

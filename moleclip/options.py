@@ -8,7 +8,7 @@ import click
 from moleclip.molecules import MAX_ATOMS, Part
 
 SEED = click.IntRange(0, 2**32 - 1)
-LOSSES = ("contrastive", "classes", "descriptors")
+LOSSES = ("contrastive", "classes", "descriptors", "fingerprint", "atoms", "electronic")
 LEVELS = {level: level for level in ("none", "default", "intense")}
 
 
@@ -28,7 +28,7 @@ class Positive(click.FloatRange):
 def parse_loss(context, parameter, value):
     """Return {"contrastive": weight, "classes": weight} of "contrastive=1,classes=1".
 
-    What is not named keeps 1. "descriptors" is there if its weight is above 0.
+    What is not named keeps 1. Further tasks are there if their weights are above 0.
     """
     weights = {"contrastive": 1.0, "classes": 1.0}
     for word in value.split(","):
@@ -39,15 +39,12 @@ def parse_loss(context, parameter, value):
             weight = math.nan
         if name not in LOSSES or not 0 <= weight < 1e6:
             raise click.BadParameter(
-                f"{word!r} is not contrastive=WEIGHT, classes=WEIGHT or descriptors=WEIGHT, "
-                "of 0 or more"
+                f"{word!r} is not TASK=WEIGHT, of 0 or more; tasks are {', '.join(LOSSES)}"
             )
         weights[name] = weight
-    if not weights.get("descriptors", 1):
-        del weights["descriptors"]
     if not any(weights.values()):
         raise click.BadParameter("at least one weight must be above 0")
-    return weights
+    return {name: weight for name, weight in weights.items() if weight or name in LOSSES[:2]}
 
 
 def parse_rates(context, parameter, value):

@@ -5,6 +5,7 @@ import math
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import numpy as np
@@ -14,21 +15,29 @@ from rdkit import rdBase
 from moleclip.augment import N_UNIFORMS
 from moleclip.device import local_processes
 from moleclip.drawing import draw_all
+from moleclip.embedder import Places
 from moleclip.molecules import Molecule, Rejected, find_input, input_facts, read_molecules
 from moleclip.pixels import inflate
-from moleclip.shards import open_shards, picture
+from moleclip.shards import open_shards, picture, places_of
 from moleclip.targets import Labels
 from moleclip.workers import default_workers
 
 CLUSTER_RUN = 32  # cluster mates that enter a batch together, as hard negatives: MoleCLIP's 256 / 8
 HELD_OUT = 0.001  # of the molecules, at least one batch
-DRAWINGS = ("views", "r_groups", "seed", "max_atoms", "rdkit")  # facts of shards that a run keeps
+DRAWINGS = (
+    "views",
+    "r_groups",
+    "seed",
+    "max_atoms",
+    "rdkit",
+    "styles",
+)  # facts of shards that a run keeps
 
 
-def open_pairs(shards, smiles, labels, seed, loss, **rest):
+def open_pairs(shards, smiles, labels, seed, loss, styles, **rest):
     """Return the pairs of --smiles or --shards, with the targets of the tasks that loss names."""
     if smiles:
-        return DrawnPairs(smiles, labels, seed, loss)
+        return DrawnPairs(smiles, labels, seed, loss, styles)
     return ShardPairs(shards, labels, loss)
 
 
@@ -47,6 +56,30 @@ def digest_labels(labels):
     return digest(**labels.arrays)
 
 
+class Batch(NamedTuple):
+    """Molecules in two views, and what is to be told of them."""
+
+    views: list  # plain, styled: palette indices, uint8 (n, 224, 224)
+    targets: dict  # by name: see `as_tensors`
+    places: Places | None = None  # of the atoms of the plain views, then of the styled ones
+    atoms: dict | None = None  # by name: tensors of the m atoms of one view
+
+    @classmethod
+    def of(cls, views, labels, rows, drawn):
+        """Return the Batch of rows. drawn(i, view): where the atoms lie, float16 (atoms, 2)."""
+        targets, atoms = as_tensors(labels.targets(rows)), labels.atoms(rows)
+        if not atoms:
+            return cls(views, targets)
+        counts, xy = atoms.pop("counts"), []
+        for view in (0, 1):
+            for i, count in enumerate(counts):
+                places = drawn(i, view)
+                # of another number of atoms only where another RDKit read the molecule
+                xy.append(places if len(places) == count else np.full((count, 2), np.nan))
+        places = Places(np.tile(counts, 2), np.concatenate(xy).astype(np.float32))
+        return cls(views, targets, places, as_tensors(atoms))
+
+
 class ShardPairs:
     """Molecules that have both a drawing and a label, read at random from memory-mapped shards."""
 
@@ -55,6 +88,11 @@ class ShardPairs:
         self.sha256 = manifest["sha256"]
         self.drawings = {key: manifest[key] for key in DRAWINGS}
         self.labels = Labels(labels_path, folder, manifest, tasks)
+        if self.labels.atom_outputs and not manifest["atoms"]:
+            raise click.ClickException(
+                f"{folder}/: doesn't say where atoms lie, which --loss atoms=... and "
+                "electronic=... need; draw it again with render.py --atoms"
+            )
         counts = [len(shard["row"]) for shard in self.shards]
         row = np.concatenate([shard["row"] for shard in self.shards])
         shard = np.repeat(np.arange(len(counts)), counts)
@@ -67,42 +105,44 @@ class ShardPairs:
         return len(self.row)
 
     def load(self, members, epoch):
-        """Return ([plain, styled], targets) of some members.
+        """Return the Batch of some members.
 
-        Views are palette indices, uint8 (n, 224, 224); with more than two in the shards, each
-        epoch takes the next of the styled ones. Targets: see `as_tensors`.
+        With more than two views in the shards, each epoch takes the next of the styled ones.
         """
-        views = int(self.shards[0]["views"])
+        views = 0, 1 + epoch % (int(self.shards[0]["views"]) - 1)
         pair = [
             np.stack([picture(self.shards[s], i, view) for s, i in self.place[members]])
-            for view in (0, 1 + epoch % (views - 1))
+            for view in views
         ]
-        return pair, as_tensors(self.labels.targets(self.row[members]))
+
+        def drawn(i, which):
+            shard, number = self.place[members[i]]
+            return places_of(self.shards[shard], number, views[which])
+
+        return Batch.of(pair, self.labels, self.row[members], drawn)
 
     def batches(self, plan):
-        """Yield (step, [plain, styled], targets) for a plan of (step, members, epoch).
-
-        The next batch is inflated meanwhile.
-        """
+        """Yield (step, Batch) for a plan of (step, members, epoch), the next inflated meanwhile."""
         with ThreadPoolExecutor(1) as pool:
             ahead = None
             for step, members, epoch in plan:
                 following = step, pool.submit(self.load, members, epoch)
                 if ahead:
-                    yield ahead[0], *ahead[1].result()
+                    yield ahead[0], ahead[1].result()
                 ahead = following
             if ahead:
-                yield ahead[0], *ahead[1].result()
+                yield ahead[0], ahead[1].result()
 
 
 class DrawnPairs:
     """Molecules of a file, drawn by worker processes as needed, in new styles every epoch."""
 
-    def __init__(self, source, labels_path, seed, tasks=()):
+    def __init__(self, source, labels_path, seed, tasks=(), styles="paper"):
         source = find_input(source)
         facts = input_facts(source)
-        self.sha256, self.seed = facts["sha256"], seed
+        self.sha256, self.seed, self.styles = facts["sha256"], seed, styles
         self.drawings = {"views": "drawn in training", "seed": seed, "rdkit": rdBase.rdkitVersion}
+        self.drawings["styles"] = styles
         self.labels = Labels(labels_path, source, facts, tasks)
         good = (self.labels.clusters >= 0).all(1)
         self.row, self.unlabelled = np.flatnonzero(good), 0
@@ -117,6 +157,7 @@ class DrawnPairs:
         """Yield what `ShardPairs.batches` does, drawing ahead."""
         waiting = deque()
         options = {"views": 2, "seed": self.seed, "max_atoms": 10**6}
+        options["atoms"] = bool(self.labels.atom_outputs)
         molecules = self.molecules(plan, waiting)
         drawn = (result for _, result in draw_all(molecules, self.workers, group=8, **options))
         for first in drawn:
@@ -129,8 +170,14 @@ class DrawnPairs:
                 )
             # one that failed gives way to the next
             chosen = [good[np.searchsorted(good, i) % len(good)] for i in range(len(results))]
-            pair = [np.stack([inflate(results[i][view]) for i in chosen]) for view in (0, 1)]
-            yield step, pair, as_tensors(self.labels.targets(self.row[members[chosen]]))
+            yield step, self.batch([results[i] for i in chosen], self.row[members[chosen]])
+
+    def batch(self, results, rows):
+        """Return the Batch of rows from what `draw_views` gave of each."""
+        if not self.labels.atom_outputs:
+            results = [(streams, None) for streams in results]
+        pair = [np.stack([inflate(streams[view]) for streams, _ in results]) for view in (0, 1)]
+        return Batch.of(pair, self.labels, rows, lambda i, view: results[i][1][view])
 
     def molecules(self, plan, waiting):
         """Yield the molecules of a plan in its order, noting each step's members in `waiting`."""
@@ -140,8 +187,8 @@ class DrawnPairs:
                 yield Molecule(int(self.row[i]) + (epoch << 40), 0, self.smiles[i])
 
     def load(self, members, epoch):
-        """Return ([plain, styled], targets) as `ShardPairs.load` does."""
-        return next(self.batches([(0, members, epoch)]))[1:]
+        """Return a Batch as `ShardPairs.load` does."""
+        return next(self.batches([(0, members, epoch)]))[1]
 
 
 def as_tensors(targets):

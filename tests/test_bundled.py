@@ -11,7 +11,7 @@ from conftest import ROOT
 from views import index_pictures
 
 from moleclip.embedder import Embedder
-from moleclip.pairs import contrastive_loss
+from moleclip.losses import contrastive_loss
 from moleclip.weights import default_init, load_encoder
 
 WEIGHTS = ROOT / "weights" / "moleclip-small.pt"

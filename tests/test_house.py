@@ -13,7 +13,19 @@ GROUND = [  # without torch; each may import from those before it
     *("drawing", "shards", "targets", "pictures", "features", "onnxmodel", "outputs"),
 ]
 UPPER = [
-    *("device", "augment", "encoder", "embedder", "weights", "pairs", "labels", "splits", "table"),
+    *(
+        "device",
+        "augment",
+        "encoder",
+        "embedder",
+        "weights",
+        "pairs",
+        "losses",
+        "trainstate",
+        "labels",
+        "splits",
+        "table",
+    ),
     *("metrics", "training", "model", "heads", "plots", "runs"),
 ]
 FLOORS = GROUND + UPPER

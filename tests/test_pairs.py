@@ -3,16 +3,8 @@ import pytest
 import torch
 
 from moleclip.device import ALONE
-from moleclip.pairs import (
-    MACCS_PACKED,
-    DrawnPairs,
-    ShardPairs,
-    contrastive_loss,
-    epoch_batches,
-    loss_parts,
-    split_held_out,
-    weighted_loss,
-)
+from moleclip.losses import MACCS_PACKED, contrastive_loss, loss_parts, weighted_loss
+from moleclip.pairs import DrawnPairs, ShardPairs, epoch_batches, split_held_out
 
 MEMBERS = np.array([3, 50, 9])
 
@@ -100,9 +92,9 @@ def test_a_molecule_meets_most_of_its_class_over_epochs():
 def test_pairs_from_smiles_are_drawn_anew_every_epoch(road):
     fresh = DrawnPairs(road / "molecules.smi", road / "labels.npz", 0)
     stored = ShardPairs(road / "shards", road / "labels.npz")
-    (plain, first), targets = fresh.load(MEMBERS, 0)
-    (again, second), _ = fresh.load(MEMBERS, 1)
-    (shard_plain, shard_styled), shard_targets = stored.load(MEMBERS, 0)
+    (plain, first), targets, *_ = fresh.load(MEMBERS, 0)
+    (again, second), *_ = fresh.load(MEMBERS, 1)
+    (shard_plain, shard_styled), shard_targets, *_ = stored.load(MEMBERS, 0)
     assert (plain == again).all() and (plain == shard_plain).all()
     assert (first == shard_styled).all() and same(targets, shard_targets)
     assert all((a != b).any() for a, b in zip(first, second))
@@ -118,7 +110,7 @@ def test_descriptors_are_targets_beside_the_clusters(road, tmp_path):
         MEMBERS, 0
     )[1]
     drawn = DrawnPairs(road / "molecules.smi", tmp_path / "labels.npz", 0, ["descriptors"])
-    assert same(targets, drawn.load(MEMBERS, 0)[1])
+    assert same(targets, drawn.load(MEMBERS, 0).targets)
     rows = [3, 51, 10]  # row 7 is broken
     assert list(targets) == ["k4", "k12", "descriptors", "maccs"]
     assert targets["k4"].tolist() == arrays["k4"][rows].tolist()

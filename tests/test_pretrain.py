@@ -17,7 +17,9 @@ import pretrain
 from moleclip.augment import N_UNIFORMS
 from moleclip.device import ALONE
 from moleclip.embedder import Embedder
-from moleclip.pairs import MACCS_PACKED
+from moleclip.losses import MACCS_PACKED
+from moleclip.pairs import Batch
+from moleclip.trainstate import PACE, WARM_UP, TrainState
 from moleclip.weights import load_encoder
 
 NANO = "python pretrain.py --init scratch:nano --batch 32 --precision fp32 "
@@ -40,7 +42,7 @@ def nano_state(micro_batch=64, tokens="inked", level="none", **weights):
     config = {"temperature": 1 / 15, "loss": {"contrastive": 1, "classes": 1} | weights}
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     heads = torch.nn.ModuleDict(heads)
-    return pretrain.TrainState("encoder.pt", config, ALONE, embedder, heads, [], scaler)
+    return TrainState("encoder.pt", config, ALONE, embedder, heads, [], scaler)
 
 
 def parameters(state):
@@ -84,7 +86,7 @@ def test_1_2_and_4_processes_compute_the_same(road, desk):
     logs = [read_log(desk / f"{count}-5.log.jsonl") for count in counts]
     assert len(logs[0]) == 6  # five steps and the held-out evaluation
     for one, *others in zip(*logs, strict=True):
-        names = [name for name in one if name not in pretrain.PACE]
+        names = [name for name in one if name not in PACE]
         for other in others:
             wanted = pytest.approx([other[name] for name in names], abs=1e-5)
             assert [one[name] for name in names] == wanted
@@ -107,7 +109,7 @@ def test_slices_give_the_gradient_of_one_pass(tokens, level):
     found = []
     for micro_batch in (24, 5):
         state = nano_state(micro_batch, tokens, level)
-        pretrain.backward(state, views, random, targets)
+        pretrain.backward(state, Batch(views, targets), random)
         found.append([p.grad for p in parameters(state)])
     for whole, sliced in zip(*found, strict=True):
         assert torch.allclose(whole, sliced, atol=2e-6 * max(1, whole.abs().max()))
@@ -117,7 +119,7 @@ def test_slices_give_the_gradient_of_one_pass(tokens, level):
 def test_a_weight_of_0_switches_a_task_off(contrastive, classes):
     state = nano_state(contrastive=contrastive, classes=classes)
     random, targets = np.zeros((12, N_UNIFORMS)), {"k5": torch.arange(6) % 5}
-    parts = pretrain.backward(state, index_pictures(6), random, targets)
+    parts = pretrain.backward(state, Batch(index_pictures(6), targets), random)
     wanted = contrastive * parts["contrastive"].item() + classes * parts["k5"].item()
     assert parts["loss"].item() == pytest.approx(wanted)
     assert (state.heads["k5"].weight.grad.abs().sum() == 0) == (classes == 0)
@@ -174,7 +176,7 @@ def test_a_run_may_end_at_a_lower_rate(road, desk):
     settings = '{"lr": [0.0001, 0.001], "loss": {"contrastive": 1.0, "classes": 0.5}}'
     assert f"from step 6 with other settings: {settings}" in said
     log = read_log(desk / "encoder.log.jsonl")
-    warm = [1e-3 / 3 if step < pretrain.WARM_UP else 1e-3 for step in (4, 5)]
+    warm = [1e-3 / 3 if step < WARM_UP else 1e-3 for step in (4, 5)]
     rates = [entry["lr"] for entry in log if "loss" in entry]
     assert rates[-4:] == pytest.approx([*warm, 1e-4, 1e-4])
     assert [entry["changed"]["lr"] for entry in log if "changed" in entry] == [[1e-4, 1e-3]]
@@ -270,7 +272,7 @@ OTHER_TEMPERATURE = "--resume -o ../road.pt --init scratch:nano --temperature 0.
         ("--init labels.npz --batch 32", "not a PyTorch checkpoint"),
         ("-o there.pt --batch 32", "--resume"),
         ("--loss contrastive=0,classes=0", "above 0"),
-        ("--loss colour=1", "is not contrastive=WEIGHT"),
+        ("--loss colour=1", "is not TASK=WEIGHT"),
         ("--loss descriptors=1 --batch 32", "make it again with cluster.py --descriptors"),
         ("--lr 1e-5,1e-3,1e-3", "or two: that of the encoder and that of the heads"),
         ("--lr 1e-5,", "is not a valid float range"),
