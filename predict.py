@@ -25,7 +25,6 @@ from rdkit import rdBase
 from tqdm import tqdm
 
 from moleclip import options
-from moleclip.drawing import FONTS, font_path
 from moleclip.features import featurize
 from moleclip.files import check_output, final_path, save_whole
 from moleclip.formats import find_smiles_column, input_kind
@@ -41,6 +40,7 @@ from moleclip.molecules import (
 from moleclip.onnxmodel import OnnxModel
 from moleclip.outputs import ResumableCsv, all_parts, join_tables, write_report
 from moleclip.pictures import content_hash, is_picture, pictures_in, read_picture
+from moleclip.styles import FONTS, font_path
 from moleclip.workers import parallel, prefetch
 
 # Rows that are sorted by ink and written together: what an interruption costs at most. It divides

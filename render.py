@@ -4,7 +4,7 @@
     python render.py library.csv --smiles-column SMILES -o shards --views 4 --workers 8
     python render.py library.csv --preview grid.png           # just look at the first ones
 
-View 0 is the plain drawing, the others are drawn in a random style.
+View 0 is the plain drawing, the others are drawn in random styles.
 """
 
 import itertools
@@ -18,11 +18,12 @@ from rdkit import rdBase
 from tqdm import tqdm
 
 from moleclip import options
-from moleclip.drawing import FONTS, draw_all, font_path
+from moleclip.drawing import draw_all
 from moleclip.files import check_output, read_arrays, save_json, save_table, save_whole
 from moleclip.molecules import BLOCK, Rejected, find_input, input_facts, read_molecules
 from moleclip.pixels import SIZE, inflate, to_rgb
 from moleclip.shards import DRAWING_DEFAULTS, MANIFEST_KEYS, load_manifest, shard_path, write_shard
+from moleclip.styles import FONTS, font_path
 
 PREVIEWED = 12  # molecules in a preview
 
@@ -155,6 +156,13 @@ def preview_row(sheet, top, views, molecule, result):
     show_default=True,
     type=click.IntRange(1),
     help="Drawings of each molecule; the first is plain.",
+)
+@click.option(
+    "--styles",
+    default="paper",
+    show_default=True,
+    type=click.Choice(["paper", "wide"]),
+    help="Styles of the others: the paper's, or as many as chemists' figures have.",
 )
 @click.option("--r-groups", is_flag=True, help="Draw terminal, singly bonded atoms as R1 to R8.")
 @click.option("--atoms", is_flag=True, help="Keep where each atom lies in each drawing.")

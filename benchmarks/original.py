@@ -12,9 +12,9 @@ from rdkit import Chem
 from rdkit.Chem.Draw import rdMolDraw2D
 from record import ROOT
 
-from moleclip.drawing import font_path
 from moleclip.molecules import read_molecules
 from moleclip.pixels import SIZE
+from moleclip.styles import font_path
 
 
 def sample(name, count):

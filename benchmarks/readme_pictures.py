@@ -9,10 +9,11 @@ from PIL import Image
 from record import RESULTS, ROOT
 
 from moleclip.augment import N_UNIFORMS, augment
-from moleclip.drawing import Style, draw, layout, random_style
+from moleclip.drawing import draw, layout
 from moleclip.encoder import Encoder, new_arch
 from moleclip.molecules import parse, replace_terminals
 from moleclip.pixels import SIZE, to_rgb
+from moleclip.styles import Style, random_style
 
 DRUGS = {
     "acetaminophen": "CC(=O)Nc1ccc(O)cc1",

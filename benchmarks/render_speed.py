@@ -25,10 +25,11 @@ from rdkit import Chem, RDLogger
 from rdkit.Chem.Draw import rdMolDraw2D
 from record import ROOT, record
 
-from moleclip.drawing import Style, draw, draw_views, layout, random_style
+from moleclip.drawing import draw, draw_views, layout
 from moleclip.molecules import Rejected, parse, read_molecules
 from moleclip.pixels import SIZE, deflate, inflate, pixels_of, to_index, to_rgb
 from moleclip.shards import picture, read_shard
+from moleclip.styles import Style, random_style
 
 BLOCK = 50
 TURNS = 5  # of the whole command with one worker and with two

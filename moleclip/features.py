@@ -9,10 +9,11 @@ import numpy as np
 from rdkit import Chem, DataStructs
 from rdkit.Chem import MACCSkeys, rdFingerprintGenerator, rdMolDescriptors, rdPartialCharges
 
-from moleclip.drawing import PLAIN, draw, layout, random_style
+from moleclip.drawing import draw, layout
 from moleclip.molecules import MAX_ATOMS, parse, replace_terminals
 from moleclip.pictures import to_drawing
 from moleclip.pixels import SIZE, deflate
+from moleclip.styles import PLAIN, random_style
 from moleclip.targets import MAX_SD, UNKNOWN
 
 BITS, RADIUS = 2048, 2  # of Morgan fingerprints: ECFP4, of the baselines and of nearest_training

@@ -7,8 +7,9 @@ from PIL import Image
 from rdkit import Chem
 from rdkit.Chem.Draw import rdMolDraw2D
 
-from moleclip.drawing import PLAIN, draw, layout
+from moleclip.drawing import draw, layout
 from moleclip.molecules import parse
+from moleclip.styles import PLAIN
 
 ASPIRIN = "CC(=O)Oc1ccccc1C(=O)O"
 DRUG = "OC1(CCN(CCCC(=O)c2ccc(F)cc2)CC1)c3ccc(Cl)cc3"

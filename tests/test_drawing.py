@@ -8,19 +8,10 @@ from drawn import ASPIRIN, DRUG, picture_of, rdkit_picture
 from rdkit import Chem
 from rdkit.Chem.Draw import rdMolDraw2D
 
-from moleclip.drawing import (
-    FONTS,
-    PLAIN,
-    Style,
-    draw,
-    draw_all,
-    draw_views,
-    draw_with_places,
-    layout,
-    random_style,
-)
+from moleclip.drawing import draw, draw_all, draw_views, draw_with_places, layout
 from moleclip.molecules import Rejected, parse, read_molecules, replace_terminals
 from moleclip.pixels import ATOM_COLOURS, inflate, to_rgb
+from moleclip.styles import PLAIN, Layout, Style, random_style
 
 
 # 300 molecules in plain drawings, 26 of them too large; 100 in three views each: of RDKit 2026.9.1.
@@ -60,28 +51,6 @@ def test_each_of_the_six_options_changes_the_picture(change):
         assert (styled > 0).sum() > 1.3 * (plain > 0).sum()
     if "bond_length" in change:
         assert np.ptp(np.nonzero(styled)[1]) < 0.8 * np.ptp(np.nonzero(plain)[1])
-
-
-def test_the_21_fonts_draw_21_pictures():
-    pictures = {picture_of("NC(=O)CCl", Style(font_size=24, font=font)).tobytes() for font in FONTS}
-    assert len(FONTS) == len(pictures) == 21
-
-
-def test_random_styles_cover_their_ranges():
-    styles = [random_style(7, row, 1) for row in range(400)]
-    assert {s.line_width for s in styles} == {2, 3, 4, 5}
-    assert {s.font_size for s in styles} == set(range(14, 25))
-    assert {s.font for s in styles} == set(FONTS)
-    for name, low, high in (
-        ("bond_length", 20, 100),
-        ("multiple_bond_offset", 0.1, 0.4),
-        ("rotation", 0, 360),
-    ):
-        values = [getattr(s, name) for s in styles]
-        edge = 0.05 * (high - low)
-        assert low <= min(values) < low + edge and high - edge < max(values) <= high
-    keys = ((7, 0, 1), (7, 0, 2), (7, 1, 1), (8, 0, 1))
-    assert len({random_style(*key) for key in keys}) == 4
 
 
 def test_r_groups_are_black_labels_where_colours_were():
@@ -154,12 +123,17 @@ def test_odd_smiles_cost_their_own_row(tmp_path, smiles):
     assert isinstance(results[0], list) and isinstance(results[2], list)
 
 
-STYLES = [PLAIN] + [random_style(0, row, 1) for row in range(12)]  # all turned, of all widths
+STYLES = [PLAIN] + [random_style(0, row, 1) for row in range(8)]  # all turned, of all widths
+STYLES += [
+    PLAIN._replace(bond_length=20.0, margin=0.15, rotation=30.0, layout=Layout(mirrored=True)),
+    Style(line_share=0.042, font_share=0.694, layout=Layout(coordgen=True), rotation=200.0),
+    Style(line_share=0.13, font_share=0.5, layout=Layout(True, True), label_padding=0.1),
+]
 
 
 @pytest.mark.parametrize("style", STYLES, ids=str)
 def test_the_ends_of_a_chain_lie_where_its_ink_ends(style):
-    index, places = draw_with_places(layout(parse("CCCCCCC")), style, 7)
+    index, places = draw_with_places(layout(parse("CCCCCCC"), style.layout), style, 7)
     y, x = np.nonzero(index)
     assert places.dtype == np.float16 and places.shape == (7, 2)
     for ink, there in ((x + 0.5, places[:, 0]), (y + 0.5, places[:, 1])):
@@ -172,7 +146,9 @@ def test_the_ends_of_a_chain_lie_where_its_ink_ends(style):
 def test_each_heteroatom_lies_in_ink_of_its_colour(style):
     for smiles in (DRUG, "OCC(F)(Cl)C(Br)(I)CSCN", "CC1CCN(C2CCSCC2)CC1"):
         molecule = parse(smiles)
-        index, places = draw_with_places(layout(molecule), style, molecule.GetNumAtoms())
+        index, places = draw_with_places(
+            layout(molecule, style.layout), style, molecule.GetNumAtoms()
+        )
         rgb = to_rgb(index).astype(int)
         for atom, (x, y) in zip(molecule.GetAtoms(), places.astype(float)):
             colour = ATOM_COLOURS[atom.GetAtomicNum()]
@@ -212,3 +188,69 @@ def test_atoms_hidden_under_a_label_have_no_place():
     hidden = [atom.GetExplicitValence() == 1 for atom in atoms]  # not the ketone's oxygen
     _, places = draw_views(0, smiles, 2, r_groups=True, atoms=True)
     assert sum(hidden) == 4 and (np.isnan(places) == np.array(hidden)[:, None]).all()
+
+
+def test_atoms_in_an_abbreviation_have_no_place():
+    molecule = parse("COC(=O)[C@@H]1CC[C@H](C(F)(F)F)N1")
+    style = PLAIN._replace(layout=Layout(abbreviated=True))
+    drawn = layout(molecule, style.layout)
+    index, places = draw_with_places(drawn, style, molecule.GetNumAtoms())
+    labels = {a.GetProp("_displayLabel") for a in drawn.GetAtoms() if a.HasProp("_displayLabel")}
+    assert labels == {"OMe", "CF<sub>3</sub>"} and drawn.GetNumHeavyAtoms() < 13
+    hidden = molecule.GetSubstructMatches(Chem.MolFromSmarts("[$([CH3]O),$(O[CH3]),$(C(F)F),F]"))
+    assert sorted(np.flatnonzero(np.isnan(places[:, 0]))) == sorted(i for (i,) in hidden)
+    rgb = to_rgb(index).astype(int)  # the other atoms are where they are drawn
+    for symbol, colour in (("O", ATOM_COLOURS[8]), ("N", ATOM_COLOURS[7])):
+        ink = np.argwhere(np.abs(rgb - colour).max(-1) < 64) + 0.5
+        for atom in molecule.GetAtoms():
+            if atom.GetSymbol() == symbol and np.isfinite(places[atom.GetIdx(), 0]):
+                assert np.hypot(*(ink - places[atom.GetIdx(), ::-1]).T).min() < 8
+
+
+def chirality(drawn):
+    """The SMILES that a drawing's wedges tell."""
+    drawn = Chem.Mol(drawn)
+    for atom in drawn.GetAtoms():
+        atom.SetChiralTag(Chem.ChiralType.CHI_UNSPECIFIED)
+    Chem.AssignChiralTypesFromBondDirs(drawn)
+    for bond in drawn.GetBonds():
+        bond.SetStereo(Chem.BondStereo.STEREONONE)
+        bond.SetBondDir(Chem.BondDir.NONE)
+    return Chem.CanonSmiles(Chem.MolToSmiles(Chem.RemoveHs(drawn)))
+
+
+def test_wedges_tell_the_same_molecule_in_every_layout():
+    checked = 0
+    for smiles in small_molecules(150):
+        if "@" in smiles and not set(smiles) & set("/\\"):
+            molecule = parse(smiles)
+            for wanted in (Layout(mirrored=True), Layout(coordgen=True), Layout(True, True)):
+                told = chirality(layout(molecule, wanted))
+                assert told == Chem.MolToSmiles(molecule), wanted
+            assert "@" not in chirality(layout(molecule, Layout(wedges=False)))
+            checked += 1
+    assert checked > 20
+
+
+def test_coordgen_is_kept_from_molecules_on_which_it_may_never_end():
+    ring = parse("C1" + "C" * 10 + "C1N")  # 12 atoms
+    places = [
+        layout(ring, wanted).GetConformer().GetPositions() for wanted in (Layout(), Layout(True))
+    ]
+    assert (places[0] == places[1]).all()
+    cubane = parse("C12C3C4C1C5C2C3C45")
+    crossed = layout(cubane, Layout(True)).GetConformer().GetPositions()
+    distances = np.linalg.norm(crossed[:, None] - crossed[None], axis=-1)
+    assert distances[~np.eye(8, dtype=bool)].min() > 0.4  # RDKit puts atoms on top of each other
+
+
+def test_wide_views_begin_with_the_plain_one_and_are_told_by_seed_and_row():
+    kind = {"views": 4, "styles": "wide", "atoms": True}
+    streams, places = draw_views(3, DRUG, seed=1, **kind)
+    paper = draw_views(3, DRUG, views=4, seed=1)
+    assert streams[0] == paper[0] and streams[1:] != paper[1:]
+    again, same = draw_views(3, DRUG, seed=1, **kind)
+    assert again == streams and (same == places)[np.isfinite(places)].all()
+    assert draw_views(3, DRUG, views=4, seed=1, styles="wide") == streams
+    assert draw_views(4, DRUG, seed=1, **kind)[0][1:] != streams[1:]
+    assert np.nanmin(places) >= 0 and np.nanmax(places) <= 224

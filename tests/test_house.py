@@ -10,7 +10,7 @@ from conftest import ROOT, STATIONS
 
 GROUND = [  # without torch; each may import from those before it
     *("files", "formats", "molecules", "workers", "options", "pixels"),
-    *("drawing", "shards", "targets", "pictures", "features", "onnxmodel", "outputs"),
+    *("styles", "drawing", "shards", "targets", "pictures", "features", "onnxmodel", "outputs"),
 ]
 UPPER = [
     *(

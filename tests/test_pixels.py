@@ -6,9 +6,10 @@ from drawn import ASPIRIN, picture_of, rdkit_picture
 from rdkit import Chem
 
 from moleclip import pixels
-from moleclip.drawing import PLAIN, draw, layout, random_style
+from moleclip.drawing import draw, layout
 from moleclip.molecules import parse
 from moleclip.pixels import ATOM_COLOURS, to_rgb
+from moleclip.styles import PLAIN, random_style
 
 
 def test_pixels_come_from_cairo_and_are_those_of_the_png(monkeypatch):

@@ -15,9 +15,9 @@ from PIL import Image
 
 import render
 from moleclip import molecules, shards
-from moleclip.drawing import FONTS
 from moleclip.pixels import to_rgb
 from moleclip.shards import read_manifest
+from moleclip.styles import FONTS
 
 
 def test_same_bytes_for_any_workers_and_after_an_interruption(desk, road):
@@ -31,15 +31,20 @@ def test_same_bytes_for_any_workers_and_after_an_interruption(desk, road):
     assert len((desk / "one" / "rejected.csv").read_text().splitlines()) == 2
 
 
-def test_places_are_the_same_for_any_workers(desk, monkeypatch):
+def test_wide_drawings_and_places_are_the_same_for_any_workers(desk, monkeypatch):
     desk.write("a.smi", [*small_molecules(70), "C1CC"])
     monkeypatch.chdir(desk.folder)
     for workers in (1, 3):
-        invoke(render.main, "a.smi", "-o", f"{workers}", "--atoms", "--workers", workers)
+        words = "--atoms", "--styles", "wide", "--views", 3, "--workers", workers
+        invoke(render.main, "a.smi", "-o", f"{workers}", *words)
     one, three = ((desk / name / "shard-00000.npz").read_bytes() for name in "13")
     assert one == three
-    said = mistake(render.main, "a.smi", "-o", "1", "--resume")
+    assert read_manifest("1")["styles"] == "wide" and read_manifest("1")["atoms"] is True
+    same = "a.smi", "-o", "1", "--resume", "--views", 3
+    said = mistake(render.main, *same, "--styles", "wide")
     assert "holds shards with atoms True, not False" in said
+    said = mistake(render.main, *same, "--atoms")
+    assert "holds shards with styles wide, not paper" in said
 
 
 def test_parts_lie_side_by_side_and_make_the_same_shards(desk, monkeypatch):

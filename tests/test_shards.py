@@ -6,10 +6,11 @@ import pytest
 from conftest import invoke, rows_of, small_molecules
 
 import render
-from moleclip.drawing import draw, draw_views, layout, random_style
+from moleclip.drawing import draw, draw_views, layout
 from moleclip.molecules import parse
 from moleclip.pixels import palette
 from moleclip.shards import picture, places_of, read_manifest, read_shard
+from moleclip.styles import random_style
 
 
 def test_shard_holds_what_the_design_says(road):

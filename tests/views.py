@@ -3,9 +3,10 @@
 import numpy as np
 from conftest import small_molecules
 
-from moleclip.drawing import PLAIN, draw, layout, random_style
+from moleclip.drawing import draw, layout
 from moleclip.embedder import to_pixels
 from moleclip.molecules import parse
+from moleclip.styles import PLAIN, random_style
 
 
 def index_pictures(count):
