@@ -156,7 +156,7 @@ class DrawnPairs:
     def batches(self, plan):
         """Yield what `ShardPairs.batches` does, drawing ahead."""
         waiting = deque()
-        options = {"views": 2, "seed": self.seed, "max_atoms": 10**6}
+        options = {"views": 2, "seed": self.seed, "max_atoms": 10**6, "styles": self.styles}
         options["atoms"] = bool(self.labels.atom_outputs)
         molecules = self.molecules(plan, waiting)
         drawn = (result for _, result in draw_all(molecules, self.workers, group=8, **options))
