@@ -13,20 +13,8 @@ GROUND = [  # without torch; each may import from those before it
     *("styles", "drawing", "shards", "targets", "pictures", "features", "onnxmodel", "outputs"),
 ]
 UPPER = [
-    *(
-        "device",
-        "augment",
-        "encoder",
-        "embedder",
-        "weights",
-        "pairs",
-        "losses",
-        "trainstate",
-        "labels",
-        "splits",
-        "table",
-    ),
-    *("metrics", "training", "model", "heads", "plots", "runs"),
+    *("device", "augment", "encoder", "embedder", "weights", "pairs", "losses", "trainstate"),
+    *("labels", "splits", "table", "metrics", "training", "model", "heads", "plots", "runs"),
 ]
 FLOORS = GROUND + UPPER
 HEAVY = {"torch", "clip", "sklearn", "scipy", "onnx"}
