@@ -37,7 +37,6 @@ from moleclip.heads import (
 from moleclip.model import Model, molecule_hashes, predict_rows, refuse_seen, seen_by
 from moleclip.molecules import MAX_ATOMS, Rejected, find_input, input_facts
 from moleclip.options import LEVELS, comma_list, number_between, positive_weight
-from moleclip.pixels import inflate
 from moleclip.runs import (
     aggregate,
     finish_grid,
@@ -67,7 +66,7 @@ from moleclip.workers import default_workers
 
 
 def draw_rows(data, world=ALONE, r_groups=False):
-    """Return ({row: uint8 (224, 224)} of what can be drawn, why each row is left out or "").
+    """Return ({row: zlib stream} of what can be drawn, why each row is left out or "").
 
     Raises click.ClickException if there is no picture.
     """
@@ -86,7 +85,7 @@ def draw_rows(data, world=ALONE, r_groups=False):
         if isinstance(result, Rejected):
             problems[row] = str(result)
         else:
-            pictures[row] = inflate(result)
+            pictures[row] = result
     problems = [problem or data.why_unlabelled(row) for row, problem in enumerate(problems)]
     if not world.rank:
         print_rejected(data, problems)
@@ -111,7 +110,7 @@ class Experiment:
     """What all seeds and trials of a run share; parts can be left out, to study them."""
 
     data: Data
-    pictures: dict  # {row: uint8 (224, 224)}
+    pictures: dict  # {row: zlib stream}: 3 kB each, unpacked they would be 50
     config: dict
     device: torch.device
     dtype: torch.dtype | None  # of training with gradients; None: fp32

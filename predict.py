@@ -150,10 +150,12 @@ def open_source(path, smiles_column=None):
 
 
 def value_columns(model, views):
-    """Return the names of the numeric columns: targets, an ensemble's spreads, those of views."""
-    names = [f"predicted_{name}" if name in OWN else name for name in model.targets]
-    names += [f"{name}_spread" for name in model.targets if "spread" in model.outputs]
-    return names + [f"{name}_view_spread" for name in model.targets if views > 1]
+    """Return the names, with units, of targets, an ensemble's spreads, those of views, classes."""
+    units = [unit and f" ({unit})" for unit in model.units]
+    names = [f"predicted_{n}{u}" if n in OWN else n + u for n, u in zip(model.targets, units)]
+    for kind in ["_spread"] * ("spread" in model.outputs) + ["_view_spread"] * (views > 1):
+        names += [f"{name}{kind}{unit}" for name, unit in zip(model.targets, units)]
+    return names + [f"{name}_class" for name, words in zip(model.targets, model.classes) if words]
 
 
 def predict_window(model, window, batch):
@@ -216,13 +218,13 @@ def write_window(model, source, output, window, results):
     embeddings = np.full((len(window), model.width), np.nan, np.float32)
     for i, ((molecule, given), result) in enumerate(zip(window, results)):
         own = source.cells(molecule)
-        lines.append(own + csv_values(given, result, output.facts["columns"][len(own) :]))
+        lines.append(own + csv_values(model, given, result, output.facts["columns"][len(own) :]))
         if not isinstance(result, Rejected):
             embeddings[i] = result[1]
     output.write(lines, embeddings)
 
 
-def csv_values(given, result, columns):
+def csv_values(model, given, result, columns):
     """Return what stands in these last columns: values, nearest_training if it is there, ...
 
     given: the row's Features.
@@ -230,6 +232,7 @@ def csv_values(given, result, columns):
     if isinstance(result, Rejected):
         return [""] * (len(columns) - 1) + [str(result)]
     cells = [f"{value:.7g}" for value in result[0]]
+    cells += [words[int(value > 0.5)] for value, words in zip(result[0], model.classes) if words]
     if "nearest_training" in columns:
         cells.append("" if given.nearest is None else f"{given.nearest:.3f}")
     return [*cells, given.note, ""]
@@ -427,7 +430,7 @@ def main(arguments, **asked):
     print_summary(output, loaded.device, time.time() - began)
     if html:
         title = f"{', '.join(loaded.targets) or 'Molecules'}, predicted for {Path(given.path).name}"
-        targets = columns[: len(loaded.targets)]
+        targets = dict(zip(columns, loaded.meanings()))
         write_report(html, out, title, targets, given.files, asked.workers, **loaded.drawing)
         click.echo(f"{html}: {html.stat().st_size / 1e6:.1f} MB, open it in a browser")
 

@@ -21,11 +21,11 @@ import time
 from pathlib import Path
 
 import torch
-from record import ROOT, record
+from record import ROOT, read_csv, record
 
 BIN = Path(sys.executable).parent
-NANO = "--init scratch:nano --batch 32 --precision fp32 --log-every 1 --save-every 4 --lr 1e-3"
-STEPS = 60
+NANO = "--init scratch:nano --batch 32 --precision fp32 --log-every 1 --save-every 4 --lr 1e-4"
+STEPS = 24
 TABLE = "--data esol.csv --init start.pt --epochs 2 --batch 32 --precision fp32 --augment none"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
 
@@ -99,27 +99,47 @@ def losses(path):
     return torch.tensor([entry["loss"] for entry in map(json.loads, lines) if "loss" in entry])
 
 
+def epochs(path):
+    """Return both losses of the epochs of a finetuning history after the head's."""
+    lines = [line for line in read_csv(path) if float(line["epoch"])]
+    return torch.tensor(
+        [float(line[f"{part}_loss"]) for line in lines for part in ("train", "val")]
+    )
+
+
+def difference(found, wanted, of=1):
+    """Return how far two tensors are apart at most, as a part of `of`."""
+    return ((found - wanted) / of).abs().max().item()
+
+
 def equality(disks):
     """Return the rows that compare two agents with one process."""
     words = f"{NANO} --epochs 99 --steps {STEPS} -o two.pt".split()
     began = time.time()
     run_both(torchrun("pretrain.py", words), disks)
     seconds, disk = time.time() - began, disks[0]
-    moved = (losses(disk / "two.pt") - losses(disk / "start.pt")).abs().max().item()
-    apart = (weights(disk / "two.pt") - weights(disk / "start.pt")).abs().max().item()
-    rows = [row(f"pretraining, {STEPS} steps", seconds, losses=moved, weights=apart)]
+    moved, apart = from_one_process(disk / "two.pt")
+    rows = [row(f"pretraining, {STEPS} steps", seconds, moved, apart)]
     run([str(BIN / "python"), str(ROOT / "finetune.py"), *TABLE.split(), "-o", "one"], disk)
     began = time.time()
     run_both(torchrun("finetune.py", [*TABLE.split(), "-o", "two"]), disks)
     seconds = time.time() - began
-    apart = (weights(disk / "one/model.pt") - weights(disk / "two/model.pt")).abs().max().item()
-    return [*rows, row("finetuning, 2 epochs", seconds, weights=apart)]
+    one, two = (epochs(disk / folder / "history.csv") for folder in ("one", "two"))
+    apart = difference(weights(disk / "two/model.pt"), weights(disk / "one/model.pt"))
+    return [*rows, row("finetuning, 2 epochs", seconds, difference(two, one, one), apart)]
 
 
-def row(what, seconds, losses="", weights=""):
+def from_one_process(path):
+    """Return how far losses, as a part of them, and weights are from one process's."""
+    one = path.with_name("start.pt")
+    moved = difference(losses(path), losses(one), losses(one))
+    return moved, difference(weights(path), weights(one))
+
+
+def row(what, seconds, moved, apart):
     """Return a row of the results."""
     facts = {"what": what, "seconds": round(seconds, 1)}
-    return facts | {"losses apart by": losses, "weights apart by": weights}
+    return facts | {"losses, relative": moved, "weights, absolute": apart}
 
 
 def children(process):
@@ -153,8 +173,7 @@ def loss_of(name, which, end, disks):
     begun = torch.load(disks[0] / f"{name}.pt", weights_only=True)["step"]
     assert 4 <= begun < STEPS
     run_both(shlex.split(lines[0].partition("go on with: ")[2]), disks)
-    apart = (weights(disks[0] / f"{name}.pt") - weights(disks[0] / "start.pt")).abs().max().item()
-    moved = (losses(disks[0] / f"{name}.pt") - losses(disks[0] / "start.pt")).abs().max().item()
+    moved, apart = from_one_process(disks[0] / f"{name}.pt")
     return row(f"until the other ends: {name}", seconds, moved, apart)
 
 

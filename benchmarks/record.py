@@ -58,7 +58,7 @@ def record(name, rows, packages):
     path = RESULTS / f"{name}.csv"
     path.parent.mkdir(exist_ok=True)
     text = io.StringIO(newline="")
-    table = csv.DictWriter(text, [*rows[-1], *facts])
+    table = csv.DictWriter(text, list(rows[-1] | facts))  # a row of before has the facts already
     table.writeheader()
     table.writerows(facts | row for row in rows)
     path.write_text(text.getvalue(), newline="")

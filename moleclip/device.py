@@ -98,8 +98,9 @@ def connection():
     """Raise LostProcess for what torch raises when another process is gone."""
     try:
         yield
-    except RuntimeError as error:
-        raise LostProcess(f"another process is gone ({one_line(error)})") from None
+    except RuntimeError as error:  # "[its file:line] what happened. What that may mean"
+        why = one_line(error).partition("] ")[2].partition(". ")[0] or one_line(error)
+        raise LostProcess(f"another process is gone ({why})") from None
 
 
 class AllGather(torch.autograd.Function):

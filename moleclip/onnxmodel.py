@@ -55,11 +55,26 @@ def read_metadata(path, session):
         named = [type(name) for name in facts["targets"]] == [str] * width
         if not named or type(facts["render"]["max_atoms"]) is not int:
             raise ValueError
+        units, classes = told_by_runs(facts, "units", ""), told_by_runs(facts, "classes", [])
+        if {*map(type, units)} - {str} or {*map(len, classes)} - {0, 2}:
+            raise ValueError
         return facts, unpack_text(props[TRAINING]) if TRAINING in props else None
-    except (TypeError, ValueError, KeyError, IndexError, zlib.error):
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, zlib.error):
         raise click.ClickException(
             f"{path}: its metadata {FACTS!r} is damaged or not export.py's; export it again"
         ) from None
+
+
+def told_by_runs(facts, key, blank):
+    """Return what the runs tell of each target under a key, such as its unit.
+
+    `blank` where they tell nothing: older ones do, and an ensemble whose members differ.
+    """
+    told = [run.get(key) or [blank] * len(run["targets"]) for run in facts.get("runs", [])]
+    if facts.get("kind") == "ensemble":
+        told = told[:1] if all(each == told[0] for each in told) else []
+    told = [each for one in told for each in one]
+    return told if len(told) == len(facts["targets"]) else [blank] * len(facts["targets"])
 
 
 def check_signature(path, session, props, outputs):
@@ -89,7 +104,8 @@ class OnnxModel:
 
     facts: its metadata; training: fingerprints of its training molecules, uint8 (n, 256), or None;
     outputs: {name: width}; width: the embedding's, or 0; device: "CPU" or "CUDA"; notice: why
-    it runs where it runs, or "". Raises click.ClickException.
+    it runs where it runs, or "". Of each target: units, "" where none is known; classes, the
+    words of 0 and 1, or []. Raises click.ClickException.
     """
 
     def __init__(self, path, provider="auto"):
@@ -101,6 +117,8 @@ class OnnxModel:
         self.facts, self.training = read_metadata(path, self.session)
         self.outputs = {output.name: output.shape[1] for output in self.session.get_outputs()}
         self.targets, self.width = self.facts["targets"], self.outputs.get("embedding", 0)
+        self.units = told_by_runs(self.facts, "units", "")
+        self.classes = told_by_runs(self.facts, "classes", [])
         self.device = self.session.get_providers()[0].removesuffix("ExecutionProvider")
         with open(path, "rb") as stream:
             self.sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -110,6 +128,14 @@ class OnnxModel:
         """How its molecules have to be drawn: options of `featurize`."""
         asked = self.facts["render"]
         return {"max_atoms": asked["max_atoms"], "r_groups": asked.get("r_groups", False)}
+
+    def meanings(self):
+        """Return what the numbers of each target are, beside its name: "in nM", or ""."""
+        tasks = self.facts.get("tasks") or [""] * len(self.targets)
+        probable = [f"probability of {words[1] if words else 1}" for words in self.classes]
+        known = [f"in {unit}" if unit else "" for unit in self.units]
+        each = zip(tasks, probable, known)
+        return [one if task == "classification" else other for task, one, other in each]
 
     @property
     def patch(self):

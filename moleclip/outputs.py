@@ -266,8 +266,8 @@ def read_part(path):
 def write_report(path, table, title, targets, files, workers, **options):
     """Write one page of a finished predictions.csv, each row with its picture as the model saw it.
 
-    It needs no other file. targets: the columns to stress; files: of picture input, by row, or
-    None; options: those of `featurize`.
+    It needs no other file. targets: {column to stress: what its numbers are}; files: of picture
+    input, by row, or None; options: those of `featurize`.
     """
     header, lines, more = read_head(table)
     molecules = []

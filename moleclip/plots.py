@@ -8,7 +8,7 @@ from sklearn import metrics as skm
 
 from moleclip.files import save_whole
 from moleclip.metrics import MODEL, best_epoch, counted, mean_ci, table_title
-from moleclip.pixels import to_rgb
+from moleclip.pixels import inflate, to_rgb
 
 SHOWN = 8  # targets with a panel of their own in report.png
 WORST = 6  # test molecules drawn in it
@@ -67,7 +67,7 @@ def plot_report(path, data, results, table, pictures):
     """Draw report.png of one or several seeds.
 
     The table, learning curves, errors, each target, and the worst test molecules. results:
-    SeedResults; table: of `over_seeds`; pictures: {row: uint8 (224, 224)}.
+    SeedResults; table: of `over_seeds`; pictures: {row: zlib stream}.
     """
     import matplotlib
 
@@ -159,7 +159,8 @@ def draw_errors(axis, data, results):
         error = (predicted - truth)[~np.isnan(truth)]
         axis.hist(error, bins=min(40, max(8, len(error) // 8)), color="C0", alpha=0.8)
         axis.axvline(0, color="k", lw=0.8)
-        axis.set(title="error, test", xlabel="prediction - truth", ylabel="labels")
+        unit = f", {data.units[0]}" if data.one_column() and data.units[0] else ""
+        axis.set(title="error, test", xlabel=f"prediction - truth{unit}", ylabel="labels")
 
 
 def draw_target(axis, data, results, t, table):
@@ -180,7 +181,8 @@ def draw_target(axis, data, results, t, table):
         axis.scatter(truth, values, s=14, alpha=0.6, edgecolors="none")
         low, high = min(truth.min(), values.min()), max(truth.max(), values.max())
         axis.plot([low, high], [low, high], "k--", lw=0.8)
-        axis.set(xlabel="truth", ylabel="prediction")
+        unit = f", {data.units[t]}" if data.units[t] else ""
+        axis.set(xlabel=f"truth{unit}", ylabel=f"prediction{unit}")
     scores = table[MODEL]["targets"][name]
     numbers = [f"{metric} {s['mean']:.3g}" for metric, s in scores.items()]
     pairs = ["   ".join(numbers[i : i + 2]) for i in range(0, len(numbers), 2)]
@@ -209,7 +211,7 @@ def draw_worst(figure, data, results, pictures):
         truth, words = data.labels[row, t], data.classes[t]
         truth = words[int(truth)][:16] if words else f"{truth:.3g}"
         numbers = f"truth {truth}, predicted {value:.3g}"
-        axis.imshow(to_rgb(pictures[row]))
+        axis.imshow(to_rgb(inflate(pictures[row])))
         axis.set_title(f"row {row}{name}\n{numbers}", fontsize=9, parse_math=False)
 
 

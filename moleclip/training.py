@@ -15,6 +15,7 @@ from moleclip.augment import N_UNIFORMS
 from moleclip.device import ALONE, lacks_memory
 from moleclip.encoder import ADAM
 from moleclip.metrics import best_epoch
+from moleclip.pixels import inflate
 from moleclip.weights import load_checkpoint, save_checkpoint
 
 DECAY = 1e-5  # weight decay of encoder and head in finetuning (MoleCLIP)
@@ -70,7 +71,7 @@ class Plan(NamedTuple):
 
 
 class PictureSource:
-    """Index pictures, {row: uint8 (224, 224)}, through encoder and head of a Model.
+    """Pictures, {row: zlib stream}, through encoder and head of a Model; unpacked by batch.
 
     Each process takes its share of a batch, in micro batches of like ink.
     """
@@ -87,7 +88,7 @@ class PictureSource:
         mine = np.arange(len(rows))[self.world.rank :: self.world.size]
         if not len(mine):
             return
-        index = np.stack([self.pictures[rows[i]] for i in mine])
+        index = np.stack([inflate(self.pictures[rows[i]]) for i in mine])
         for part in self.embedder.micro_batches(index, random[mine]):
             features = self.embedder.embed(index[part], random[mine[part]])
             yield mine[part], self.model.head(features)
@@ -98,7 +99,7 @@ class PictureSource:
         mine = np.array_split(padded, self.world.size)[self.world.rank]
         found = []
         for chunk in np.split(mine, range(CHUNK, len(mine), CHUNK)):
-            index = np.stack([self.pictures[i] for i in chunk])
+            index = np.stack([inflate(self.pictures[i]) for i in chunk])
             with torch.no_grad():
                 found.append(self.embedder.embed_batch(index, None))
             if bar is not None:

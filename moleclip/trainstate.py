@@ -91,7 +91,9 @@ class TrainState:
         return Path(self.out).with_suffix(suffix)
 
     def save(self):
-        """Write encoder.pt, the same facts as encoder.json, and the log."""
+        """Write the log, which may run ahead, then encoder.pt and its facts as encoder.json."""
+        lines = "".join(json.dumps(entry) + "\n" for entry in self.log)
+        save_whole(self.file(".log.jsonl"), lambda name: name.write_text(lines))
         held_out = [entry for entry in self.log if "held_out_retrieval" in entry]
         encoder = self.embedder.encoder
         facts = {
@@ -112,8 +114,6 @@ class TrainState:
             sampler={"seed": self.config["seed"], "step": self.step},
         )
         save_json(self.file(".json"), facts)
-        lines = "".join(json.dumps(entry) + "\n" for entry in self.log)
-        save_whole(self.file(".log.jsonl"), lambda name: name.write_text(lines))
 
     def resume(self):
         """Go on from the checkpoint under `out` that rank 0 reads for all, if it has one.

@@ -7,11 +7,11 @@ import click
 import numpy as np
 import onnx
 import pytest
-from conftest import ROOT, invoke, mistake
+from conftest import ROOT, invoke, mistake, rows_of
 
 import predict
 from moleclip import onnxmodel
-from moleclip.onnxmodel import OnnxModel, metadata_props, read_metadata
+from moleclip.onnxmodel import OnnxModel, metadata_props, read_metadata, told_by_runs
 
 
 def test_contract_of_the_file(road):
@@ -77,9 +77,11 @@ def test_what_is_no_model_of_ours(road, tmp_path):
     onnx.save(negation(), tmp_path / "other.onnx")
     stranger = onnx.load(str(road / "model.onnx"))
     future = {"format": 99, "targets": [], "task": "", "render": {}}
+    known = {"format": 1, "targets": ["x"], "render": {"max_atoms": 150}}
     for name, text in (
         ("stranger", None),
         ("odd", '{"format": 1, "targets": "labels"}'),
+        ("odd2", json.dumps(known | {"runs": [{"targets": ["x"], "classes": [["one"]]}]})),
         ("future", json.dumps(future)),
     ):
         onnx.helper.set_model_props(stranger, {"moleclip": text} if text else {})
@@ -91,6 +93,7 @@ def test_what_is_no_model_of_ours(road, tmp_path):
         ("cut.onnx", "truncated"),
         ("stranger.onnx", "it lacks the metadata 'moleclip'"),
         ("odd.onnx", "is damaged"),
+        ("odd2.onnx", "is damaged"),
         ("other.onnx", f"{images} and an output 'prediction' or 'embedding'"),
         (ROOT / "README.md", "not an ONNX file"),
         ("future.onnx", "newer"),
@@ -98,6 +101,48 @@ def test_what_is_no_model_of_ours(road, tmp_path):
         words = tmp_path / model, tmp_path / "a.smi", "-o", tmp_path / "out.csv"
         assert says in mistake(predict.main, *words)
     assert not (tmp_path / "out.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "told, columns, meaning",
+    [
+        ({"units": ["log mol/L"]}, ["log_solubility (log mol/L)"], "in log mol/L"),
+        (
+            {"classes": [["no", "yes"]]},
+            ["log_solubility", "log_solubility_class"],
+            "probability of yes",
+        ),
+        ({}, ["log_solubility"], ""),
+    ],
+)
+def test_units_and_classes_stand_in_table_and_page(road, tmp_path, told, columns, meaning):
+    model = onnx.load(str(road / "model.onnx"))
+    props = {entry.key: entry.value for entry in model.metadata_props}
+    facts = json.loads(props["moleclip"])
+    facts["runs"][0] |= {"units": [""], "classes": [[]]} | told
+    facts["tasks"] = ["classification" if "classes" in told else "regression"]
+    onnx.helper.set_model_props(model, props | {"moleclip": json.dumps(facts)})
+    onnx.save(model, tmp_path / "m.onnx")
+    (tmp_path / "a.smi").write_text("CCO\nC1CC\n")
+    out, page = tmp_path / "a.csv", tmp_path / "a.html"
+    words = tmp_path / "m.onnx", tmp_path / "a.smi", "-o", out, "--workers", "1", "--html", page
+    invoke(predict.main, *words)
+    first, broken = rows_of(out)
+    assert list(first)[3:-3] == columns and not any(broken[name] for name in columns)
+    if "classes" in told:
+        assert first[columns[1]] == ("yes" if float(first[columns[0]]) > 0.5 else "no")
+    assert json.dumps(dict.fromkeys(columns[:1], meaning)) in page.read_text()
+
+
+def test_an_ensemble_tells_what_its_members_agree_on():
+    runs = [{"targets": ["x"], "units": [unit]} for unit in ("nM", "µM", None)]
+    del runs[2]["units"]  # an older one
+    facts = {"targets": ["x"], "kind": "ensemble"}
+    assert told_by_runs(facts | {"runs": runs[:1] * 2}, "units", "") == ["nM"]
+    assert told_by_runs(facts | {"runs": runs[:2]}, "units", "") == [""]
+    assert told_by_runs(facts | {"runs": runs[1:]}, "units", "") == [""]
+    heads = {"targets": ["x", "x2"], "kind": "model", "runs": runs[:2]}
+    assert told_by_runs(heads, "units", "") == ["nM", "µM"]
 
 
 def test_damaged_fingerprints_are_said(road, tmp_path):

@@ -208,6 +208,17 @@ def test_sigterm_saves_and_leaves(road, desk):
     assert f"step {step + 1}" in said.replace("  ", " ")
 
 
+def test_a_power_cut_between_its_files_costs_no_log(road, desk):
+    desk.take(road, "shards", "labels.npz")
+    words = f"{NANO}--epochs 9 --log-every 1 --save-every 2 --steps 4".split()[2:]
+    run = {"folders": [desk.folder], "words": words}
+    cut = {0: "import os; pretrain.save_json = lambda *_: os._exit(9)"}
+    ((died, _),), ((ended, _),) = play(run | {"before": cut}, run | {"words": [*words, "--resume"]})
+    assert (died, ended) == (9, 0)
+    log = read_log(desk / "encoder.log.jsonl")
+    assert [entry["step"] for entry in log if "loss" in entry] == [1, 2, 3, 4]
+
+
 def test_a_nan_loss_ends_the_run_and_keeps_the_checkpoint(road, desk):
     desk.take(road, "shards", "labels.npz")
     said = desk.run(NANO + "--steps 30 --epochs 30 --lr 1e6", code=1)

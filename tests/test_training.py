@@ -1,5 +1,8 @@
 """The training loop: its loss, its rates, and going on after an interruption."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -7,7 +10,15 @@ from conftest import invoke, rows_of
 
 import finetune
 from moleclip import training
+from moleclip.augment import N_UNIFORMS
+from moleclip.device import ALONE
+from moleclip.drawing import draw, layout
+from moleclip.encoder import Embedder
+from moleclip.molecules import parse
+from moleclip.pixels import SIZE
+from moleclip.table import Data
 from moleclip.training import Loss, PictureSource, scale_lr, take_step, warmup_cosine
+from moleclip.weights import load_encoder
 
 
 def test_the_loss_skips_missing_labels():
@@ -35,6 +46,22 @@ def test_rates_rise_over_a_tenth_and_fall():
     fresh.load_state_dict(optimizers[0].state_dict())
     scale_lr([fresh], 1)
     assert fresh.param_groups[0]["lr"] == pytest.approx(3e-5)
+
+
+def test_pictures_stay_packed_and_are_learned_as_drawn(toy):
+    data = Data(str(toy / "toy.csv"))
+    pictures, _ = finetune.draw_rows(data)
+    rows, random = sorted(pictures), np.random.default_rng(1).random((len(pictures), N_UNIFORMS))
+    assert sum(map(len, pictures.values())) < len(rows) * SIZE * SIZE / 10
+    drawn = np.stack([draw(layout(parse(data.smiles[row]))) for row in rows])
+    encoder = load_encoder("scratch:nano").eval()
+    embedder = Embedder(encoder, torch.device("cpu"), None, "intense", 8)
+    head = torch.nn.Linear(512, 1)
+    source = PictureSource(SimpleNamespace(head=head), pictures, embedder, ALONE)
+    with torch.no_grad():
+        assert torch.equal(source.features(rows), embedder.embed_batch(drawn, None))
+        for part, outputs in source.micro_batches(rows, random):
+            assert torch.equal(outputs, head(embedder.embed(drawn[part], random[part])))
 
 
 def test_a_seed_goes_on_after_its_last_epoch(toy, tmp_path, monkeypatch):
