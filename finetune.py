@@ -10,10 +10,12 @@ baselines on the same split beside it (MoleCLIP, section 9 of its protocol).
 """
 
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import click
+import numpy as np
 import torch
 from click.core import ParameterSource
 from rdkit import rdBase
@@ -21,11 +23,12 @@ from rdkit import rdBase
 from moleclip import options
 from moleclip.device import Distributed, pick_device, pick_precision, report_once
 from moleclip.experiment import Experiment, draw_rows
-from moleclip.files import check_output
+from moleclip.files import check_output, save_table
 from moleclip.heads import HEAD_EPOCHS, HEAD_PATIENCE
+from moleclip.metrics import MODEL, over_seeds
 from moleclip.molecules import MAX_ATOMS, find_input, input_facts
 from moleclip.options import LEVELS, comma_list, number_between, positive_weight
-from moleclip.runs import aggregate, finish_grid, keep_best, trial_folder
+from moleclip.runs import TABLES, aggregate
 from moleclip.splits import SPLIT_KINDS
 from moleclip.table import Data
 from moleclip.training import WARM_UP, enough_memory
@@ -33,6 +36,10 @@ from moleclip.weights import default_init, init_digest, load_encoder
 
 COUNT = click.IntRange(1)
 TASKS = click.Choice(["auto", "regression", "classification"])
+HEADS = click.Choice(["auto", "mlp", "gp", "forest"])
+FEATURES = click.Choice(["auto", "picture", "ecfp", "picture+ecfp"])
+# Options of a head that is trained step by step, the MLP on pictures.
+STEPWISE = ("lr_head", "epochs", "patience", "batch", "pos_weight", "raw_labels")
 RATES = comma_list(number_between(0, 1e3), "a learning rate, or several such as 5e-6,2e-5")
 SEEDS = comma_list(number_between(-1, 2**32, int), "a list of whole numbers such as 1,2,3")
 AUGMENT = comma_list(LEVELS.__getitem__, "none, default, intense or several of them")
@@ -96,6 +103,18 @@ AUGMENT = comma_list(LEVELS.__getitem__, "none, default, intense or several of t
 @click.option(
     "--freeze", is_flag=True, help="Embed once and train the head alone: seconds instead of hours."
 )
+@options.shown(
+    "--head",
+    "auto",
+    "Of a frozen encoder: the best of several by cross-validation, or one.",
+    type=HEADS,
+)
+@options.shown(
+    "--features",
+    "auto",
+    "What the head looks at: picture, ecfp or picture+ecfp; auto compares.",
+    type=FEATURES,
+)
 @click.option("--r-groups", is_flag=True, help="Draw the ends of all molecules as R-groups.")
 @click.option("--force", is_flag=True, help="Test on molecules that --init was trained on.")
 @options.device()
@@ -130,7 +149,8 @@ def run(context, **parts):
             check_output(out / "model.pt")
         chosen.init = chosen.init or default_init()
         # a wrong --init shows before the drawing
-        world.local0_first(lambda: load_encoder(chosen.init))
+        if chosen.init != "none":
+            world.local0_first(lambda: load_encoder(chosen.init))
         dtype, reason = pick_precision(chosen.precision, device)
         config = make_config(chosen, data)
         world.compare(config | {"precision": str(dtype)})
@@ -150,8 +170,8 @@ def read_data(context, chosen):
             f"{chosen.split!r} is none of {', '.join(SPLIT_KINDS)}, nor a splits.csv that exists",
             param_hint="--split",
         )
-    sources = [context.get_parameter_source(name) for name in ("lr_encoder", "augment")]
-    if chosen.freeze and any(source != ParameterSource.DEFAULT for source in sources):
+    settle_head(context, chosen)
+    if chosen.freeze and given(context, "lr_encoder", "augment"):
         raise click.BadParameter(
             "the encoder stays as it is: leave out --lr-encoder and --augment",
             param_hint="--freeze",
@@ -169,6 +189,40 @@ def read_data(context, chosen):
         says = f"is for classes; {data.targets[0]} is a regression"
         raise click.BadParameter(says, param_hint="--pos-weight")
     return data
+
+
+def given(context, *names):
+    """Return those of some options that were given in words."""
+    default = ParameterSource.DEFAULT
+    return [name for name in names if context.get_parameter_source(name) != default]
+
+
+def settle_head(context, chosen):
+    """Settle --head, --features and --freeze: what one of them says of the others.
+
+    Afterwards chosen.compares tells whether heads are fitted by moleclip/choice.py, instead of the
+    MLP on pictures being trained step by step.
+    """
+    ecfp, stepwise = "ecfp" in chosen.features, given(context, *STEPWISE)
+    chosen.freeze = chosen.freeze or ecfp or chosen.head in ("gp", "forest")
+    if chosen.freeze and chosen.head == "auto" and stepwise and not ecfp:
+        click.echo(f"{flag(stepwise[0])} is of the MLP: --head mlp", err=True)
+        chosen.head = "mlp"
+    chosen.compares = chosen.freeze and (chosen.head != "mlp" or ecfp)
+    wrong = [name for name in stepwise if name != "lr_head" or chosen.head in ("gp", "forest")]
+    if chosen.compares and wrong:
+        says = "is of the MLP on pictures; leave it out, or take --head mlp --features picture"
+        raise click.BadParameter(says, param_hint=flag(wrong[0]))
+    if chosen.features == "ecfp":
+        if chosen.init:
+            says = "fingerprints alone need no encoder: leave it out"
+            raise click.BadParameter(says, param_hint="--init")
+        chosen.init = "none"
+
+
+def flag(name):
+    """Return the option that has this name."""
+    return "--" + name.replace("_", "-")
 
 
 def make_config(chosen, data):
@@ -191,6 +245,7 @@ def make_config(chosen, data):
         "head_first": None if chosen.freeze else [HEAD_EPOCHS, HEAD_PATIENCE, WARM_UP],
         "precision": chosen.precision,
         **{name: getattr(chosen, name) for name in training},
+        **({"head": chosen.head, "features": chosen.features} if chosen.compares else {}),
     }
 
 
@@ -199,9 +254,11 @@ def print_facts(experiment, reason):
     data, config, count = experiment.data, experiment.config, len(experiment.data.targets)
     targets = f"{count} target{'s' * (count > 1)} ({', '.join(data.targets[:6])})"
     dtype = str(experiment.dtype or "fp32").removeprefix("torch.")
+    encoder = f"{'frozen ' * config['freeze']}encoder from {config['init']}"
+    encoder = "fingerprints alone" if config["init"] == "none" else encoder
     click.echo(
         f"{data.path}: {len(experiment.usable())} molecules, {targets}, {data.task}; "
-        f"{'frozen ' * config['freeze']}encoder from {config['init']}; "
+        f"{encoder}; "
         f"{experiment.device.type} in {dtype} ({reason})"
     )
 
@@ -209,10 +266,11 @@ def print_facts(experiment, reason):
 def train_all(experiment, chosen, out):
     """Train every trial with every seed, and write what they give together."""
     trials, results, first = [], [], not experiment.world.rank
-    for lr_encoder in chosen.lr_encoder:
+    for lr_encoder in [] if chosen.compares else chosen.lr_encoder:
         for lr_head in chosen.lr_head:
             for augment in ["none"] if chosen.freeze else chosen.augment:
                 trials.append({"lr_encoder": lr_encoder, "lr_head": lr_head, "augment": augment})
+    trials = trials or [{}]  # heads that are compared in each seed
     grid, best = len(trials) > 1, 0
     for trial in trials:
         where = trial_folder(out, trial) if grid else out
@@ -226,7 +284,51 @@ def train_all(experiment, chosen, out):
         config, pictures = experiment.config | trials[best], experiment.pictures
         aggregate(out, experiment.data, results[best], config, pictures)
         note = "test values of the epochs that are best on validation; see report.png there"
+        if chosen.compares:
+            note = "test values of the heads that held-out folds chose; see report.png there"
         click.echo(f"\n{out}: {note}")
+
+
+def trial_folder(out, trial):
+    """Return the folder of one trial of a grid, named by its rates and augmentation."""
+    rates = {key: f"{value:g}" for key, value in trial.items() if key != "augment"}
+    words = [f"{key.replace('_', '-')}-{value}" for key, value in (trial | rates).items()]
+    return out / "grid" / "_".join(words)
+
+
+def keep_best(out, trials, results):
+    """Return each trial's mean validation loss and the best's place; drop the others' models.
+
+    results: the SeedResults of each trial so far.
+    """
+    losses = [float(np.mean([each.metrics["val_loss"] for each in seeds])) for seeds in results]
+    best = int(np.argmin(losses))
+    for i, seeds in enumerate(results):
+        for result in seeds if i != best else ():
+            folder = trial_folder(out, trials[i]) / f"seed-{result.seed}"
+            for name in ("model.pt", *TABLES):
+                (folder / name).unlink(missing_ok=True)
+    return losses, best
+
+
+def finish_grid(out, trials, results):
+    """Write grid.csv, move the winner's seeds to their place, and return the winner's place."""
+    losses, best = keep_best(out, trials, results)
+    lines = []
+    for i, (trial, seeds) in enumerate(zip(trials, results)):
+        scores = over_seeds([result.metrics for result in seeds])[MODEL]["pooled"]
+        chosen = "yes" if i == best else ""
+        values = [f"{summary['mean']:.6g}" for summary in scores.values()]
+        lines.append([*trial.values(), f"{losses[i]:.6g}", chosen, *values])
+    tested = [f"test_{name}" for name in scores]
+    save_table(out / "grid.csv", [*trials[0], "val_loss", "chosen", *tested], lines)
+    for result in results[best]:
+        folder = trial_folder(out, trials[best]) / f"seed-{result.seed}"
+        shutil.copytree(folder, out / f"seed-{result.seed}", dirs_exist_ok=True)
+        (folder / "model.pt").unlink(missing_ok=True)
+    setting = ", ".join(f"{key} {value}" for key, value in trials[best].items())
+    click.echo(f"chosen on validation out of {len(trials)}: {setting}; all in {out}/grid.csv")
+    return best
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import math
 
 import numpy as np
 
+LEVEL = 0.9  # of the intervals in a run folder, and of predict.py where it is not told
 LEAST = 20  # held-out labels below which there are no intervals
 KEPT = 1000  # scores of a target that a file keeps
 BINS = 10  # of the calibration error
@@ -93,23 +94,39 @@ def platt(scores, labels):
 
 
 def interval_facts(truth, predicted, half):
-    """Return {"coverage", "width", "labels"} of intervals predicted +- half on known labels.
+    """Return {"coverage", "width"} of intervals predicted +- half on known labels, {} without any.
 
-    All (n, targets), NaN where unknown. width: the mean, in the label's unit; None without any.
+    All (n, targets), NaN where unknown. width: the mean, in the label's unit.
     """
     known = ~np.isnan(truth) & ~np.isnan(half)
     if not known.any():
-        return None
+        return {}
     inside = np.abs(truth - predicted)[known] <= half[known]
-    return {
-        "coverage": float(inside.mean()),
-        "width": float(2 * half[known].mean()),
-        "labels": int(known.sum()),
-    }
+    return {"coverage": float(inside.mean()), "width": float(2 * half[known].mean())}
+
+
+def calibration_curve(truth, predicted, spread, scores):
+    """Return [[wanted, found], ...] of test predictions, (n, targets), for a plot.
+
+    Shares of labels inside intervals of each level by conformal scores; without scores, of classes,
+    mean probability and share of positives in bins of like size.
+    """
+    known, curve = ~np.isnan(truth), []
+    if scores is None:
+        order = np.argsort(predicted[known], kind="stable")
+        for part in np.array_split(order, min(BINS, len(order))):
+            curve.append([float(x[known][part].mean()) for x in (predicted, truth)])
+        return curve
+    for level in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95):
+        half = half_widths(scores, level) * spread
+        found = interval_facts(truth, predicted, half)
+        if found:
+            curve.append([level, found["coverage"]])
+    return curve
 
 
 def class_facts(truth, chance):
-    """Return {"Brier", "calibration error"} of probabilities, (n, targets); None without labels.
+    """Return {"Brier", "calibration error"} of probabilities, (n, targets); {} without labels.
 
     The calibration error is the mean distance of probability and share of positives in BINS bins of
     like size (Naeini, Cooper, Hauskrecht, AAAI 2015, there of like width).
@@ -117,7 +134,7 @@ def class_facts(truth, chance):
     known = ~np.isnan(truth)
     truth, chance = truth[known], chance[known]
     if not len(truth):
-        return None
+        return {}
     order = np.argsort(chance, kind="stable")
     parts = np.array_split(order, min(BINS, len(order)))
     apart = sum(abs(truth[part].mean() - chance[part].mean()) * len(part) for part in parts)

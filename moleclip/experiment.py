@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 import click
 import torch
 
+from moleclip.choice import LEARNED, Study, choose_head, predict_with
 from moleclip.device import ALONE, Distributed
 from moleclip.drawing import draw_all
 from moleclip.encoder import Embedder, fitting_batch
+from moleclip.features import count_fingerprints
 from moleclip.files import save_json
 from moleclip.heads import (
     HEAD_EPOCHS,
@@ -22,7 +24,8 @@ from moleclip.heads import (
 from moleclip.model import Model, molecule_hashes, predict_rows, refuse_seen, seen_by
 from moleclip.molecules import Rejected
 from moleclip.pixels import inflate
-from moleclip.runs import finished, make_result, read_result, save_result
+from moleclip.results import make_chosen_result, make_result
+from moleclip.runs import finished, read_result, save_result
 from moleclip.splits import make_splits
 from moleclip.table import Data, LabelScale, positive_weights
 from moleclip.training import (
@@ -95,6 +98,7 @@ class Experiment:
     compared: dict = field(default_factory=dict)  # the baselines' predictions, by seed
     announced: bool = False
     splits: dict = field(default_factory=dict)  # {seed: split}
+    fingerprints: torch.Tensor | None = None
 
     def __post_init__(self):
         self.seen = seen_by(self.config["init"])
@@ -128,6 +132,10 @@ class Experiment:
         if first:
             save_json(folder / "config.json", config)
         split = self.splits[seed]
+        if "head" in config:
+            result = self.choose(folder, seed, split)
+            self.world.barrier()
+            return result
         known, scale = data.labels[split["train"]], LabelScale.identity(len(data.targets))
         if data.task == "regression" and not config["raw_labels"]:
             scale = LabelScale.of(known)
@@ -139,11 +147,54 @@ class Experiment:
         if first:
             compared = self.compare(seed, objective, scale)
             result = make_result(data, seed, split, history, predicted, compared)
-            own = molecule_hashes(data.smiles[row] for row in split["train"])
-            seen = torch.unique(torch.cat([self.seen.molecules, own]))
-            save_result(folder, result, model, data, self.pictures, config, seen)
+            self.save(folder, result, model, config, split["train"])
         self.world.barrier()
         return result
+
+    def save(self, folder, result, model, config, learned):
+        """Write a seed's folder. learned: the rows that the model learned from."""
+        own = molecule_hashes(self.data.smiles[row] for row in learned)
+        seen = torch.unique(torch.cat([self.seen.molecules, own]))
+        save_result(folder, result, model, self.data, self.pictures, config, seen)
+
+    def choose(self, folder, seed, split):
+        """Fit and compare heads, write one complete folder; return its SeedResult on rank 0."""
+        config, encoder, embedding = self.config | {"seed": seed}, None, None
+        if config["features"] != "ecfp":
+            encoder = load_encoder(config["init"], seed)
+            embedding = self.frozen.embeddings(encoder, seed)
+            self.check_embeddings(embedding)
+        if self.world.rank:
+            return None
+        kind, rows = config["split"], sorted(self.pictures)
+        study = Study(self.data, split, seed, kind, embedding, self.counts(), config["rates"])
+        asked = config["head"], config["features"], self.with_baselines
+        chosen = choose_head(study, encoder and encoder.cpu(), *asked)
+        given = None if embedding is None else embedding[rows], self.counts()[rows]
+        told = [dict(zip(rows, values)) for values in predict_with(chosen.model.head, *given)]
+        result = make_chosen_result(self.data, seed, split, *told, chosen)
+        learned = split["train"] + split["val"] * (chosen.facts["learned_from"] == LEARNED)
+        self.save(folder, result, chosen.model, config, learned)
+        return result
+
+    def check_embeddings(self, embedding):
+        """Refuse embeddings that are not numbers."""
+        for row in sorted(self.pictures):
+            if not torch.isfinite(embedding[row]).all():
+                raise click.ClickException(
+                    f"{self.data.place(self.data.molecules[row])}: the encoder's embedding is not "
+                    f"a number; --init {self.config['init']} is damaged, take another"
+                )
+
+    def counts(self):
+        """Return the ECFP counts of all rows with a picture, uint8 (rows, 2048), made once."""
+        if self.fingerprints is None:
+            rows = sorted(self.pictures)
+            smiles = [self.data.smiles[row] for row in rows]
+            found = count_fingerprints(smiles, self.config["r_groups"])
+            self.fingerprints = torch.zeros(len(self.data), found.shape[1], dtype=torch.uint8)
+            self.fingerprints[rows] = torch.from_numpy(found)
+        return self.fingerprints
 
     def fit(self, folder, seed, trial, objective, scale):
         """Return (model, history, predictions {row: (targets,)}) of one seed and one trial."""
