@@ -25,10 +25,11 @@ from rdkit import Chem, rdBase
 from tqdm import tqdm
 
 from moleclip import options
+from moleclip.deploy import Deployed, to_fp16
 from moleclip.drawing import draw_views
 from moleclip.features import pack_fingerprint
 from moleclip.files import check_output, save_whole
-from moleclip.model import Deployed, load_model, same_encoder, same_weights, to_fp16, why_unlike
+from moleclip.model import load_model, same_encoder, same_weights, why_unlike
 from moleclip.molecules import MAX_ATOMS, Rejected
 from moleclip.onnxmodel import metadata_props
 from moleclip.pixels import SIZE, inflate, to_rgb

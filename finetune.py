@@ -9,226 +9,37 @@ value reported is that of the epoch that was best on validation. Every report ha
 baselines on the same split beside it (MoleCLIP, section 9 of its protocol).
 """
 
-import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import click
+import numpy as np
 import torch
 from click.core import ParameterSource
 from rdkit import rdBase
 
 from moleclip import options
-from moleclip.device import ALONE, Distributed, pick_device, pick_precision, report_once
-from moleclip.drawing import draw_all
-from moleclip.embedder import Embedder, fitting_batch
-from moleclip.files import check_output, save_json
-from moleclip.heads import (
-    HEAD_EPOCHS,
-    HEAD_PATIENCE,
-    FrozenEncoder,
-    baselines,
-    print_estimate,
-    train_head,
-)
-from moleclip.model import Model, molecule_hashes, predict_rows, refuse_seen, seen_by
-from moleclip.molecules import MAX_ATOMS, Rejected, find_input, input_facts
+from moleclip.device import Distributed, pick_device, pick_precision, report_once
+from moleclip.experiment import Experiment, draw_rows
+from moleclip.files import check_output, save_table
+from moleclip.heads import HEAD_EPOCHS, HEAD_PATIENCE
+from moleclip.metrics import MODEL, over_seeds
+from moleclip.molecules import MAX_ATOMS, find_input, input_facts
 from moleclip.options import LEVELS, comma_list, number_between, positive_weight
-from moleclip.runs import (
-    aggregate,
-    finish_grid,
-    finished,
-    keep_best,
-    make_result,
-    read_result,
-    save_result,
-    trial_folder,
-)
-from moleclip.splits import SPLIT_KINDS, make_splits
-from moleclip.table import Data, LabelScale, positive_weights
-from moleclip.training import (
-    WARM_UP,
-    Loss,
-    Objective,
-    PictureSource,
-    Plan,
-    adam,
-    enough_memory,
-    rank0_bar,
-    train,
-    warmup_cosine,
-)
+from moleclip.runs import TABLES, aggregate
+from moleclip.splits import SPLIT_KINDS
+from moleclip.table import Data
+from moleclip.training import WARM_UP, enough_memory
 from moleclip.weights import default_init, init_digest, load_encoder
-from moleclip.workers import default_workers
-
-
-def draw_rows(data, world=ALONE, r_groups=False):
-    """Return ({row: zlib stream} of what can be drawn, why each row is left out or "").
-
-    Raises click.ClickException if there is no picture.
-    """
-    mine = data.molecules[world.rank :: world.size]  # the processes share the drawing
-    workers = max(1, default_workers() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    shares = [{}]
-    with rank0_bar("drawing", "molecules", len(mine), world) as bar:
-        for molecule, result in draw_all(mine, workers, r_groups=r_groups):
-            shares[0][molecule.row] = result if isinstance(result, Rejected) else result[0]
-            bar.update()
-    if world.size > 1:
-        own, shares = shares[0], [None] * world.size
-        torch.distributed.all_gather_object(shares, own)
-    pictures, problems = {}, list(data.problems)
-    for row, result in sorted(item for share in shares for item in share.items()):
-        if isinstance(result, Rejected):
-            problems[row] = str(result)
-        else:
-            pictures[row] = result
-    problems = [problem or data.why_unlabelled(row) for row, problem in enumerate(problems)]
-    if not world.rank:
-        print_rejected(data, problems)
-    if not pictures:
-        raise click.ClickException(
-            f"{data.path}: none of its {len(data)} rows is a readable molecule"
-        )
-    return pictures, problems
-
-
-def print_rejected(data, problems):
-    """Print which rows are left out and why."""
-    rejected = [pair for pair in zip(data.molecules, problems) if pair[1]]
-    for molecule, problem in rejected[:5]:
-        click.echo(f"{data.place(molecule)} is left out: {problem}", err=True)
-    if len(rejected) > 5:
-        click.echo(f"... and {len(rejected) - 5} more; all are named in predictions.csv", err=True)
-
-
-@dataclass
-class Experiment:
-    """What all seeds and trials of a run share; parts can be left out, to study them."""
-
-    data: Data
-    pictures: dict  # {row: zlib stream}: 3 kB each, unpacked they would be 50
-    config: dict
-    device: torch.device
-    dtype: torch.dtype | None  # of training with gradients; None: fp32
-    world: Distributed
-    with_baselines: bool = True
-    head_first: bool = True
-    rates: Callable = warmup_cosine
-    compared: dict = field(default_factory=dict)  # the baselines' predictions, by seed
-    announced: bool = False
-    splits: dict = field(default_factory=dict)  # {seed: split}
-
-    def __post_init__(self):
-        self.seen = seen_by(self.config["init"])
-        random = self.config["init"].startswith("scratch:")
-        rows = len(self.data)
-        self.frozen = FrozenEncoder(self.pictures, rows, random, self.device, self.world)
-
-    def usable(self):
-        """Return the rows with a picture and a label."""
-        rows = [row for row in sorted(self.pictures) if not self.data.problems[row]]
-        return [row for row in rows if not self.data.why_unlabelled(row)]
-
-    def make_splits(self, force=False):
-        """Split for every seed, leave out what can't be learned, and note it in the settings."""
-        data, config, first = self.data, self.config, not self.world.rank
-        self.splits = make_splits(data, self.usable, config["split"], config["seeds"], first)
-        pairs = enumerate(data.problems)
-        data.problems = [problem or data.why_unlabelled(row) for row, problem in pairs]
-        config |= {"targets": data.targets, "classes": data.classes, "task": data.task}
-        if not force:
-            refuse_seen(data, self.splits, config, self.seen)
-
-    def run_seed(self, folder, seed, trial):
-        """Train, test and write one complete folder; return its SeedResult, None but on rank 0.
-
-        A folder that is complete already is left as it is, and read.
-        """
-        config, data, first = self.config | trial | {"seed": seed}, self.data, not self.world.rank
-        if self.world.from_rank0(lambda: finished(folder, config)):
-            return read_result(folder, data) if first else None
-        if first:
-            save_json(folder / "config.json", config)
-        split = self.splits[seed]
-        known, scale = data.labels[split["train"]], LabelScale.identity(len(data.targets))
-        if data.task == "regression" and not config["raw_labels"]:
-            scale = LabelScale.of(known)
-        weights = config["pos_weight"] and positive_weights(known, config["pos_weight"])
-        labels = torch.from_numpy(scale.standardise(data.labels)).float()
-        objective = Objective(labels, split, Loss(data.task, weights))
-        model, history, predicted = self.fit(folder, seed, trial, objective, scale)
-        result = None
-        if first:
-            compared = self.compare(seed, objective, scale)
-            result = make_result(data, seed, split, history, predicted, compared)
-            own = molecule_hashes(data.smiles[row] for row in split["train"])
-            seen = torch.unique(torch.cat([self.seen.molecules, own]))
-            save_result(folder, result, model, data, self.pictures, config, seen)
-        self.world.barrier()
-        return result
-
-    def fit(self, folder, seed, trial, objective, scale):
-        """Return (model, history, predictions {row: (targets,)}) of one seed and one trial."""
-        config = self.config
-        torch.manual_seed(seed)
-        encoder = load_encoder(config["init"], seed)
-        model = Model(encoder, len(self.data.targets), scale)
-        plan = Plan(config["epochs"], config["batch"], seed, f"seed {seed}", config["patience"])
-        if config["freeze"]:
-            history, found = self.fit_frozen(model, trial, objective, plan)
-        else:
-            history, found = self.fit_whole(folder, model, trial, objective, plan)
-        return model, history, dict(zip(sorted(self.pictures), found))
-
-    def fit_frozen(self, model, trial, objective, plan):
-        """Train the head on embeddings, on the CPU; return (history, predictions of all rows)."""
-        embeddings = self.frozen.embeddings(model.encoder, plan.seed)
-        history = train_head(model.cpu().head, embeddings, objective, trial["lr_head"], plan)
-        with torch.no_grad():
-            outputs = model.head(embeddings[sorted(self.pictures)])
-            return history, model.unscale(outputs, self.data.task).numpy()
-
-    def fit_whole(self, folder, model, trial, objective, plan):
-        """Train encoder and head together; return (history, predictions of all rows)."""
-        micro = fitting_batch(model.encoder.arch, self.device, self.dtype)
-        micro, augment = min(plan.batch, micro), trial["augment"]
-        embedder = Embedder(model.to(self.device).encoder, self.device, self.dtype, augment, micro)
-        source = PictureSource(model, self.pictures, embedder, self.world)
-        if not self.announced and self.device.type == "cpu" and not self.world.rank:
-            print_estimate(source, objective.split, plan.epochs, plan.batch)
-        self.announced, start, progress = True, None, folder / "progress.pt"
-        if self.head_first and not self.world.from_rank0(progress.exists):
-            start = self.frozen.probe_head(model, trial["lr_head"], objective, plan)
-        self.world.barrier()
-        scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
-        optimizers = [adam(model.encoder, trial["lr_encoder"]), adam(model.head, trial["lr_head"])]
-        plan = plan._replace(rates=self.rates)
-        history = train(source, objective, optimizers, plan, scaler, progress, start)
-        batch, rows, task = min(64, plan.batch), sorted(self.pictures), self.data.task
-        found = predict_rows(model, self.pictures, rows, task, batch, self.device, self.world)
-        return history, found
-
-    def compare(self, seed, objective, scale):
-        """Return {name: predictions of the test part} of the baselines, made once for a seed.
-
-        Their MLP has the learning rates and epochs of the model's head.
-        """
-        if self.with_baselines and seed not in self.compared:
-            epochs, patience = HEAD_EPOCHS, HEAD_PATIENCE
-            if self.config["freeze"]:
-                epochs, patience = self.config["epochs"], self.config["patience"]
-            plan = Plan(epochs, 64, seed, "ECFP + MLP", patience)
-            rates = self.config["rates"]
-            self.compared[seed] = baselines(self.data, scale, objective, rates, plan)
-        return self.compared.get(seed, {})
-
 
 COUNT = click.IntRange(1)
 TASKS = click.Choice(["auto", "regression", "classification"])
+HEADS = click.Choice(["auto", "mlp", "gp", "forest"])
+FEATURES = click.Choice(["auto", "picture", "ecfp", "picture+ecfp"])
+# Options of a head that is trained step by step, the MLP on pictures.
+STEPWISE = ("lr_head", "epochs", "patience", "batch", "pos_weight", "raw_labels")
 RATES = comma_list(number_between(0, 1e3), "a learning rate, or several such as 5e-6,2e-5")
 SEEDS = comma_list(number_between(-1, 2**32, int), "a list of whole numbers such as 1,2,3")
 AUGMENT = comma_list(LEVELS.__getitem__, "none, default, intense or several of them")
@@ -292,6 +103,18 @@ AUGMENT = comma_list(LEVELS.__getitem__, "none, default, intense or several of t
 @click.option(
     "--freeze", is_flag=True, help="Embed once and train the head alone: seconds instead of hours."
 )
+@options.shown(
+    "--head",
+    "auto",
+    "Of a frozen encoder: the best of several by cross-validation, or one.",
+    type=HEADS,
+)
+@options.shown(
+    "--features",
+    "auto",
+    "What the head looks at: picture, ecfp or picture+ecfp; auto compares.",
+    type=FEATURES,
+)
 @click.option("--r-groups", is_flag=True, help="Draw the ends of all molecules as R-groups.")
 @click.option("--force", is_flag=True, help="Test on molecules that --init was trained on.")
 @options.device()
@@ -326,7 +149,8 @@ def run(context, **parts):
             check_output(out / "model.pt")
         chosen.init = chosen.init or default_init()
         # a wrong --init shows before the drawing
-        world.local0_first(lambda: load_encoder(chosen.init))
+        if chosen.init != "none":
+            world.local0_first(lambda: load_encoder(chosen.init))
         dtype, reason = pick_precision(chosen.precision, device)
         config = make_config(chosen, data)
         world.compare(config | {"precision": str(dtype)})
@@ -346,8 +170,8 @@ def read_data(context, chosen):
             f"{chosen.split!r} is none of {', '.join(SPLIT_KINDS)}, nor a splits.csv that exists",
             param_hint="--split",
         )
-    sources = [context.get_parameter_source(name) for name in ("lr_encoder", "augment")]
-    if chosen.freeze and any(source != ParameterSource.DEFAULT for source in sources):
+    settle_head(context, chosen)
+    if chosen.freeze and given(context, "lr_encoder", "augment"):
         raise click.BadParameter(
             "the encoder stays as it is: leave out --lr-encoder and --augment",
             param_hint="--freeze",
@@ -365,6 +189,40 @@ def read_data(context, chosen):
         says = f"is for classes; {data.targets[0]} is a regression"
         raise click.BadParameter(says, param_hint="--pos-weight")
     return data
+
+
+def given(context, *names):
+    """Return those of some options that were given in words."""
+    default = ParameterSource.DEFAULT
+    return [name for name in names if context.get_parameter_source(name) != default]
+
+
+def settle_head(context, chosen):
+    """Settle --head, --features and --freeze: what one of them says of the others.
+
+    Afterwards chosen.compares tells whether heads are fitted by moleclip/choice.py, instead of the
+    MLP on pictures being trained step by step.
+    """
+    ecfp, stepwise = "ecfp" in chosen.features, given(context, *STEPWISE)
+    chosen.freeze = chosen.freeze or ecfp or chosen.head in ("gp", "forest")
+    if chosen.freeze and chosen.head == "auto" and stepwise and not ecfp:
+        click.echo(f"{flag(stepwise[0])} is of the MLP: --head mlp", err=True)
+        chosen.head = "mlp"
+    chosen.compares = chosen.freeze and (chosen.head != "mlp" or ecfp)
+    wrong = [name for name in stepwise if name != "lr_head" or chosen.head in ("gp", "forest")]
+    if chosen.compares and wrong:
+        says = "is of the MLP on pictures; leave it out, or take --head mlp --features picture"
+        raise click.BadParameter(says, param_hint=flag(wrong[0]))
+    if chosen.features == "ecfp":
+        if chosen.init:
+            says = "fingerprints alone need no encoder: leave it out"
+            raise click.BadParameter(says, param_hint="--init")
+        chosen.init = "none"
+
+
+def flag(name):
+    """Return the option that has this name."""
+    return "--" + name.replace("_", "-")
 
 
 def make_config(chosen, data):
@@ -387,6 +245,7 @@ def make_config(chosen, data):
         "head_first": None if chosen.freeze else [HEAD_EPOCHS, HEAD_PATIENCE, WARM_UP],
         "precision": chosen.precision,
         **{name: getattr(chosen, name) for name in training},
+        **({"head": chosen.head, "features": chosen.features} if chosen.compares else {}),
     }
 
 
@@ -395,9 +254,11 @@ def print_facts(experiment, reason):
     data, config, count = experiment.data, experiment.config, len(experiment.data.targets)
     targets = f"{count} target{'s' * (count > 1)} ({', '.join(data.targets[:6])})"
     dtype = str(experiment.dtype or "fp32").removeprefix("torch.")
+    encoder = f"{'frozen ' * config['freeze']}encoder from {config['init']}"
+    encoder = "fingerprints alone" if config["init"] == "none" else encoder
     click.echo(
         f"{data.path}: {len(experiment.usable())} molecules, {targets}, {data.task}; "
-        f"{'frozen ' * config['freeze']}encoder from {config['init']}; "
+        f"{encoder}; "
         f"{experiment.device.type} in {dtype} ({reason})"
     )
 
@@ -405,10 +266,11 @@ def print_facts(experiment, reason):
 def train_all(experiment, chosen, out):
     """Train every trial with every seed, and write what they give together."""
     trials, results, first = [], [], not experiment.world.rank
-    for lr_encoder in chosen.lr_encoder:
+    for lr_encoder in [] if chosen.compares else chosen.lr_encoder:
         for lr_head in chosen.lr_head:
             for augment in ["none"] if chosen.freeze else chosen.augment:
                 trials.append({"lr_encoder": lr_encoder, "lr_head": lr_head, "augment": augment})
+    trials = trials or [{}]  # heads that are compared in each seed
     grid, best = len(trials) > 1, 0
     for trial in trials:
         where = trial_folder(out, trial) if grid else out
@@ -422,7 +284,51 @@ def train_all(experiment, chosen, out):
         config, pictures = experiment.config | trials[best], experiment.pictures
         aggregate(out, experiment.data, results[best], config, pictures)
         note = "test values of the epochs that are best on validation; see report.png there"
+        if chosen.compares:
+            note = "test values of the heads that held-out folds chose; see report.png there"
         click.echo(f"\n{out}: {note}")
+
+
+def trial_folder(out, trial):
+    """Return the folder of one trial of a grid, named by its rates and augmentation."""
+    rates = {key: f"{value:g}" for key, value in trial.items() if key != "augment"}
+    words = [f"{key.replace('_', '-')}-{value}" for key, value in (trial | rates).items()]
+    return out / "grid" / "_".join(words)
+
+
+def keep_best(out, trials, results):
+    """Return each trial's mean validation loss and the best's place; drop the others' models.
+
+    results: the SeedResults of each trial so far.
+    """
+    losses = [float(np.mean([each.metrics["val_loss"] for each in seeds])) for seeds in results]
+    best = int(np.argmin(losses))
+    for i, seeds in enumerate(results):
+        for result in seeds if i != best else ():
+            folder = trial_folder(out, trials[i]) / f"seed-{result.seed}"
+            for name in ("model.pt", *TABLES):
+                (folder / name).unlink(missing_ok=True)
+    return losses, best
+
+
+def finish_grid(out, trials, results):
+    """Write grid.csv, move the winner's seeds to their place, and return the winner's place."""
+    losses, best = keep_best(out, trials, results)
+    lines = []
+    for i, (trial, seeds) in enumerate(zip(trials, results)):
+        scores = over_seeds([result.metrics for result in seeds])[MODEL]["pooled"]
+        chosen = "yes" if i == best else ""
+        values = [f"{summary['mean']:.6g}" for summary in scores.values()]
+        lines.append([*trial.values(), f"{losses[i]:.6g}", chosen, *values])
+    tested = [f"test_{name}" for name in scores]
+    save_table(out / "grid.csv", [*trials[0], "val_loss", "chosen", *tested], lines)
+    for result in results[best]:
+        folder = trial_folder(out, trials[best]) / f"seed-{result.seed}"
+        shutil.copytree(folder, out / f"seed-{result.seed}", dirs_exist_ok=True)
+        (folder / "model.pt").unlink(missing_ok=True)
+    setting = ", ".join(f"{key} {value}" for key, value in trials[best].items())
+    click.echo(f"chosen on validation out of {len(trials)}: {setting}; all in {out}/grid.csv")
+    return best
 
 
 if __name__ == "__main__":

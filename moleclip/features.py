@@ -59,6 +59,26 @@ def fingerprints(smiles):
     return np.stack(bits).astype(np.float32)
 
 
+def count_fingerprint(molecule, r_groups=False):
+    """Return how often each fragment of a molecule's ECFP4 occurs, uint8 (2048,), at most 255.
+
+    With r_groups its terminal atoms are dummy atoms, all of one kind, as they are drawn.
+    """
+    if r_groups:
+        molecule = replace_terminals(molecule)
+        for atom in molecule.GetAtoms():
+            if atom.HasProp("_displayLabel"):
+                atom.SetAtomicNum(0)
+    counts = morgan().GetCountFingerprintAsNumPy(molecule)
+    return np.minimum(counts, 255).astype(np.uint8)
+
+
+def count_fingerprints(smiles, r_groups=False):
+    """Return the count_fingerprint of each of a list of SMILES, uint8 (n, 2048)."""
+    found = [count_fingerprint(parse(text, max_atoms=10**9), r_groups) for text in smiles]
+    return np.stack(found) if found else np.zeros((0, BITS), np.uint8)
+
+
 def pack_fingerprint(molecule):
     """Return a molecule's ECFP4, packed: uint8 (256,). So are all training fingerprints."""
     return np.packbits(morgan().GetFingerprintAsNumPy(molecule), bitorder="little")

@@ -1,17 +1,17 @@
-"""The finetuned model: encoder, head and label scale, its file, and its form for deployment."""
+"""The finetuned model: encoder, head and label scale, and its file."""
 
-import copy
 import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
 import click
-import numpy as np
 import torch
 
 from moleclip.device import ALONE
 from moleclip.embedder import Embedder
 from moleclip.files import one_line, say_once
+from moleclip.forest import Forest, joined
+from moleclip.gp import GaussianProcess
 from moleclip.molecules import canonical
 from moleclip.table import LabelScale
 from moleclip.training import PictureSource
@@ -24,6 +24,7 @@ from moleclip.weights import (
 )
 
 KEYS = ("head", "targets", "task", "center", "spread", "config", "metrics")  # of model.pt
+ALONE_KEYS = ("heads", "targets", "task", "spread", "config", "metrics")  # of a FrozenModel's
 
 
 def mlp(inputs, outputs):
@@ -52,6 +53,91 @@ class Model(torch.nn.Module):
     def unscale(self, outputs, task):
         """Return predictions in the label's own unit, or probabilities."""
         return LabelScale(self.label_mean, self.label_std).unscale(outputs, task)
+
+    def entries(self):
+        """Return what model.pt holds of head and scale."""
+        state = self.head.state_dict()
+        return {"head": state, "center": self.label_mean, "spread": self.label_std}
+
+    def told(self, embedding, counts, task):
+        """Return {"prediction": (n, targets)} of embeddings (n, 512); counts are not looked at."""
+        return {"prediction": self.unscale(self.head(embedding), task)}
+
+
+class FeatureMlp(torch.nn.Module):
+    """The paper's head on embeddings, fingerprints (as 0 and 1) or both, standardised.
+
+    tensors: {name: value}: mean, scale, (inputs,), unit, center, error (targets,), uint8 inputs
+    (2,), which says of picture and fingerprint which it looks at; classes, uint8 (); and the
+    weights of `mlp`, named layers.0.weight and so on. The spread is the error on held-out rows,
+    the same for all.
+    """
+
+    def __init__(self, tensors):
+        super().__init__()
+        weights = {name[7:]: v for name, v in tensors.items() if name.startswith("layers.")}
+        for name, value in tensors.items():
+            if not name.startswith("layers."):
+                self.register_buffer(name, value)
+        self.layers = mlp(weights["0.weight"].shape[1], len(self.unit))
+        self.layers.load_state_dict(weights)
+        self.uses = [k for k, used in zip(("picture", "ecfp"), self.inputs.tolist()) if used]
+
+    def forward(self, embedding, counts):
+        """Return (mean, spread), float32 (n, targets): labels, or probabilities of the positive."""
+        inputs = mlp_inputs(self.uses, embedding, counts)
+        outputs = self.layers((inputs - self.mean) / self.scale)
+        if self.classes:
+            mean = torch.sigmoid(outputs)
+            return mean, mean * (1 - mean)
+        mean = outputs * self.unit + self.center
+        return mean, self.error.expand_as(mean)
+
+
+def mlp_inputs(uses, embedding, counts):
+    """Return what an MLP looks at, float32 (n, width); uses: "picture", "ecfp" or both."""
+    bits = (counts > 0).float() if "ecfp" in uses else None
+    return joined(embedding if "picture" in uses else None, bits)
+
+
+HEADS = {"gp": GaussianProcess, "forest": Forest, "mlp": FeatureMlp}
+
+
+class FrozenModel(torch.nn.Module):
+    """A frozen encoder, None for fingerprints alone, and a head that has learned on its own.
+
+    kinds: of HEADS, those of `head` and of `picture_head`, which looks at pictures alone, for those
+    whose SMILES is not known; None where the head does so itself, or there is no encoder.
+    """
+
+    def __init__(self, encoder, kinds, head, picture_head, label_std):
+        super().__init__()
+        self.encoder, self.kinds = encoder, list(kinds)
+        self.head, self.picture_head = head, picture_head
+        self.register_buffer("label_std", torch.as_tensor(label_std).float())
+
+    def told(self, embedding, counts, task):
+        """Return prediction and spread, (n, targets), and both _picture if there is such a head."""
+        found = dict(zip(("prediction", "spread"), self.head(embedding, counts)))
+        if self.picture_head is not None:
+            alone = self.picture_head(embedding, None)
+            found |= dict(zip(("prediction_picture", "spread_picture"), alone))
+        return found
+
+    def entries(self):
+        """Return what model.pt holds of the heads: their kinds and tensors."""
+        heads = [each for each in (self.head, self.picture_head) if each is not None]
+        states = [{"kind": k, "tensors": each.state_dict()} for k, each in zip(self.kinds, heads)]
+        return {"heads": states, "spread": self.label_std}
+
+    @classmethod
+    def restored(cls, checkpoint, path):
+        """Return the FrozenModel of a model.pt's entries."""
+        encoder = restore_encoder(checkpoint, path) if "encoder" in checkpoint else None
+        states = checkpoint["heads"]
+        heads = [HEADS[state["kind"]](state["tensors"]) for state in states]
+        kinds = [state["kind"] for state in states]
+        return cls(encoder, kinds, *[*heads, None][:2], checkpoint["spread"])
 
 
 def predict_rows(model, pictures, rows, task, batch, device, world=ALONE):
@@ -114,45 +200,53 @@ def refuse_seen(data, splits, config, seen):
             say_once(says)
 
 
-def save_model(path, model, data, config, metrics, seen):
+def save_model(path, model, data, config, metrics, seen, intervals):
     """Write model.pt: encoder and arch as in encoder.pt, head, label scale, target names, task.
 
-    seen: hashes of the molecules it was trained on, int64.
+    seen: hashes of the molecules it was trained on, int64; intervals: conformal scores, or {}.
     """
+    encoder = {}
+    if model.encoder is not None:
+        encoder = {"encoder": model.encoder.visual.state_dict(), "arch": model.encoder.arch}
     save_checkpoint(
         path,
-        encoder=model.encoder.visual.state_dict(),
-        arch=model.encoder.arch,
+        **encoder,
         step=0,
         config=config,
         metrics=metrics,
-        head=model.head.state_dict(),
-        center=model.label_mean,
-        spread=model.label_std,
+        **model.entries(),
         targets=data.targets,
         task=data.task,
         smiles_column=data.smiles_column,
         classes=[list(words) for words in data.classes],
         units=data.units,
         seen=seen,
+        **({"intervals": intervals} if intervals else {}),
     )
 
 
 def load_model(path):
-    """Return (Model in eval mode, checkpoint dict) of a model.pt. Raises click.ClickException."""
+    """Return (Model or FrozenModel in eval mode, checkpoint dict) of a model.pt.
+
+    Raises click.ClickException.
+    """
     checkpoint = load_checkpoint(path)
-    missing = [key for key in KEYS if key not in checkpoint]
+    keys = ALONE_KEYS if "heads" in checkpoint else KEYS
+    missing = [key for key in keys if key not in checkpoint]
     if missing:
         raise click.ClickException(
             f"{path}: holds no finetuned model (no {missing[0]!r}); "
             "give a run folder or a model.pt of finetune.py"
         )
-    encoder = restore_encoder(checkpoint, path)
-    scale = LabelScale(checkpoint["center"], checkpoint["spread"])
+    wrong = (RuntimeError, TypeError, AttributeError, KeyError, ValueError)
     try:
+        if "heads" in checkpoint:
+            return FrozenModel.restored(checkpoint, path).eval(), checkpoint
+        encoder = restore_encoder(checkpoint, path)
+        scale = LabelScale(checkpoint["center"], checkpoint["spread"])
         model = Model(encoder, len(checkpoint["targets"]), scale)
         model.head.load_state_dict(checkpoint["head"])
-    except (RuntimeError, TypeError, AttributeError, KeyError) as error:
+    except wrong as error:
         raise click.ClickException(f"{path}: its head doesn't fit ({one_line(error)})") from None
     return model.eval(), checkpoint
 
@@ -166,7 +260,9 @@ def same_weights(one, other):
 
 
 def same_encoder(one, other):
-    """Tell whether two encoders are the same."""
+    """Tell whether two encoders are the same; None is one of fingerprints alone."""
+    if one is None or other is None:
+        return one is other
     return one.arch == other.arch and same_weights(one, other)
 
 
@@ -183,6 +279,8 @@ def why_unlike(one, other):
         names = ", ".join(str(checkpoint["config"].get("data")) for checkpoint in (one, other))
         unlike = tables[0] != tables[1]
         return f"were trained on different tables ({names})" if unlike else ""
+    if "heads" in one or "heads" in other:
+        return ""
     scaled = not any(checkpoint["config"].get("raw_labels") for checkpoint in (one, other))
     wide, narrow = (take(one["spread"], other["spread"]) for take in (torch.maximum, torch.minimum))
     apart = (one["center"] - other["center"]).abs() > wide
@@ -190,73 +288,3 @@ def why_unlike(one, other):
         said = (f"{c['center'].tolist()}, SD {c['spread'].tolist()}" for c in (one, other))
         return f"their labels' scales differ (mean {', and mean '.join(said)})"
     return ""
-
-
-class Deployed(torch.nn.Module):
-    """uint8 RGB pictures (n, 224, 224, 3) to the outputs in `names`, float32; nothing is left.
-
-    models: a Model each, sharing one Encoder object where their encoders are the same; tasks:
-    one for each model. With `ensemble`, prediction (n, targets) is the members' mean, and spread
-    (n, targets) their standard deviation. Otherwise embedding (n, 512), and prediction (n, all
-    targets), the models' columns side by side; without models the embedding alone.
-    """
-
-    def __init__(self, encoders, models=(), tasks=(), ensemble=False):
-        super().__init__()
-        self.encoders, self.models = torch.nn.ModuleList(encoders), torch.nn.ModuleList(models)
-        self.tasks, self.ensemble = list(tasks), ensemble
-        self.names = ["embedding", "prediction"] if models else ["embedding"]
-        if ensemble:
-            self.names = ["prediction", "spread"]
-
-    def forward(self, images):
-        """Return one tensor for each of `names`."""
-        pixels = images.permute(0, 3, 1, 2).float() / 255
-        embeddings = [encoder(pixels).float() for encoder in self.encoders]
-        predictions = []
-        for i, (model, task) in enumerate(zip(self.models, self.tasks)):
-            outputs = model.head(embeddings[i % len(embeddings)])  # one for all, or one for each
-            predictions.append(model.unscale(outputs, task))
-        if self.ensemble:
-            members = torch.stack(predictions)
-            return members.mean(0), members.std(0, correction=0)
-        return (embeddings[0], torch.cat(predictions, 1)) if predictions else (embeddings[0],)
-
-    def scale(self):
-        """Return what differences in each column of `prediction` are measured by, float32."""
-        scales = []
-        for model, task in zip(self.models, self.tasks):
-            std = model.label_std
-            scales.append(torch.ones_like(std) if task == "classification" else std)
-        if not scales:
-            return np.ones(0, np.float32)
-        return (torch.stack(scales).mean(0) if self.ensemble else torch.cat(scales)).numpy()
-
-
-class CastToHalf(torch.nn.Module):
-    """A layer whose input is cast to fp16, as CLIP casts its pixels."""
-
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x):
-        """Return what the layer makes of x in fp16."""
-        return self.inner(x.half())
-
-
-def to_fp16(deployed):
-    """Return a copy with its encoders in fp16 by CLIP's own rules.
-
-    LayerNorm computes in fp32; the heads stay fp32, for they cost nothing.
-    """
-    from clip.model import convert_weights  # loaded long since, by encoder.py
-
-    deployed = copy.deepcopy(deployed)
-    for encoder in deployed.encoders:
-        convert_weights(encoder)
-        visual = encoder.visual
-        # CLIP casts it before it adds.
-        visual.positional_embedding.data = visual.positional_embedding.data.half()
-        visual.conv1 = CastToHalf(visual.conv1)
-    return deployed

@@ -88,7 +88,8 @@ def plot_report(path, data, results, table, pictures):
     name = Path(data.path).name
     name = name if len(name) < 60 else f"{name[:56]} ..."
     draw_table(first, table, f"{name}\n{table_title(table, fixed)}")
-    draw_curves(second, results)
+    draw = draw_curves if results[0].history else draw_calibration
+    draw(second, results)
     draw_errors(third, data, results)
     if len(data.targets) > SHOWN:
         note = f"the first {SHOWN} of {len(data.targets)} targets; scores.csv has all"
@@ -140,6 +141,18 @@ def draw_curves(axis, results):
         axis.plot(best["epoch"], best["val_loss"], "o", color="C1", ms=5, label=names[2])
     axis.set(title="loss", xlabel="epoch")
     axis.legend(frameon=False, fontsize=8)
+
+
+def draw_calibration(axis, results):
+    """Draw how often intervals of each level held the truth, or positives at each probability."""
+    for result in results:
+        curve = result.metrics.get("calibration")
+        if curve:
+            axis.plot(*zip(*curve), "o-", color="C0", lw=1, ms=3, alpha=0.8)
+    axis.plot([0, 1], [0, 1], "k--", lw=0.8)
+    classes = any("Brier" in result.metrics["test"][MODEL]["pooled"] for result in results)
+    wanted = ("probability", "share of positives") if classes else ("interval", "labels inside")
+    axis.set(title="calibration, test", xlabel=wanted[0], ylabel=wanted[1])
 
 
 def draw_errors(axis, data, results):

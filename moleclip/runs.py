@@ -1,84 +1,21 @@
-"""The run folder: what a seed's training gave, the aggregate over seeds, and the grid of trials."""
+"""The run folder: what a seed's training gave, and the aggregate over seeds."""
 
 import csv
 import json
 import math
 import shutil
-from dataclasses import dataclass
 
 import click
 import numpy as np
 
 from moleclip.files import save_json, save_table, save_whole
-from moleclip.metrics import (
-    MODEL,
-    against_mean,
-    best_epoch,
-    bootstrap,
-    difference,
-    over_seeds,
-    print_table,
-    save_scores,
-    score_all,
-)
+from moleclip.metrics import MODEL, difference, over_seeds, print_table, save_scores
 from moleclip.model import save_model
 from moleclip.plots import plot_report
+from moleclip.results import DEVIATIONS, SeedResult
 from moleclip.splits import SUBSETS
-from moleclip.table import LabelScale
 
-TABLES = ("predictions.csv", "splits.csv", "history.csv", "scores.csv", "report.png")
-DEVIATIONS = "standard deviations of each target's labels in training"
-
-
-@dataclass
-class SeedResult:
-    """What the training of one seed gave."""
-
-    seed: int
-    split: dict  # {"train": [...], "val": [...], "test": [...]} of row numbers
-    history: list  # one dict an epoch
-    predicted: dict  # {row: (targets,)} in the label's unit, as predictions.csv has them
-    metrics: dict  # what metrics.json holds
-
-    def part_of(self):
-        """Return {row: "train", "val" or "test"}."""
-        return {row: part for part, rows in self.split.items() for row in rows}
-
-
-def make_result(data, seed, split, history, predicted, compared):
-    """Return the SeedResult of a model's predictions {row: (targets,)}.
-
-    compared: {name: predictions of the test part, (n, targets)} of other methods.
-    """
-    best, truth, known = (
-        best_epoch(history),
-        data.labels[split["test"]],
-        data.labels[split["train"]],
-    )
-    unit = 1.0 if data.one_column() else LabelScale.of(known).std
-    methods = {MODEL: np.stack([predicted[row] for row in split["test"]])} | compared
-    validated = np.stack([predicted[row] for row in split["val"]])
-    metrics = {
-        "seed": seed,
-        "best_epoch": best["epoch"],
-        "val_loss": best["val_loss"],
-        "val_against_mean": against_mean(known, data.labels[split["val"]], validated, data.task),
-        "pooled_unit": "the label's" if data.one_column() else DEVIATIONS,
-        "test": {
-            name: score_all(truth, values, data.targets, data.task, unit)
-            for name, values in methods.items()
-        },
-        "bootstrap": bootstrap(truth, methods, data.task, unit),
-        "sizes": {part: len(rows) for part, rows in split.items()},
-        "rejected": sum(map(bool, data.problems)),
-    }
-    # As read_result has them: an interrupted run aggregates the same.
-    split = {part: sorted(rows) for part, rows in split.items()}
-    written = {
-        row: np.array([float(f"{value:.7g}") for value in values])
-        for row, values in predicted.items()
-    }
-    return SeedResult(seed, split, history, written, metrics)
+TABLES = ("predictions.csv", "splits.csv", "history.csv", "choice.csv", "scores.csv", "report.png")
 
 
 def save_predictions(path, data, results, best=0):
@@ -92,7 +29,8 @@ def save_predictions(path, data, results, best=0):
     several, parts = len(results) > 1, [result.part_of() for result in results]
     header = ["row", "smiles", "split"]
     for name, words in zip(data.targets, data.classes):
-        kinds = ["true", "predicted", *["class"] * bool(words), *["mean", "sd"] * several]
+        kinds = ["true", "predicted", *["class"] * bool(words), *results[best].sure]
+        kinds += ["mean", "sd"] * several
         header += [f"{kind}_{name}" for kind in kinds]
     header += ["tested", "error"] if several else ["error"]
     lines = []
@@ -103,6 +41,8 @@ def save_predictions(path, data, results, best=0):
             line += [truth_text(data, row, t), number_text(values[best] if values else math.nan)]
             if words:
                 line.append(words[int(values[best] > 0.5)] if values else "")
+            for found in results[best].sure.values():
+                line.append(number_text(found[row][t] if row in found else math.nan))
             if several:
                 spread = [np.mean(values), np.std(values, ddof=1)] if values else [math.nan] * 2
                 line += map(number_text, spread)
@@ -160,40 +100,73 @@ def read_result(folder, data):
         return SeedResult(metrics["seed"], {}, [], {}, metrics)
     with open(folder / "predictions.csv", newline="", errors="surrogateescape") as stream:
         lines = list(csv.DictReader(stream))
-    with open(folder / "history.csv", newline="") as stream:
-        table = csv.DictReader(stream)
-        history = [{key: float(value) for key, value in line.items()} for line in table]
+    history = []
+    if (folder / "history.csv").exists():
+        with open(folder / "history.csv", newline="") as stream:
+            table = csv.DictReader(stream)
+            history = [{key: float(value) for key, value in line.items()} for line in table]
     split = {part: [] for part in SUBSETS}
     for line in lines:
         if line["split"]:
             split[line["split"]].append(int(line["row"]))
-    names = [f"predicted_{name}" for name in data.targets]
-    predicted = {
-        int(line["row"]): np.array([float(line[name]) for name in names])
-        for line in lines
-        if line[names[0]]
-    }
-    return SeedResult(metrics["seed"], split, history, predicted, metrics)
+    found = {}
+    for kind in ("predicted", "spread", "low", "high"):
+        names = [f"{kind}_{name}" for name in data.targets]
+        if names[0] in lines[0]:
+            found[kind] = {
+                int(line["row"]): np.array([float(line[name] or "nan") for name in names])
+                for line in lines
+                if line[f"predicted_{data.targets[0]}"]
+            }
+    predicted = found.pop("predicted")
+    return SeedResult(metrics["seed"], split, history, predicted, metrics, found)
 
 
 def save_result(folder, result, model, data, pictures, config, seen):
     """Write a seed's folder, whole or not at all. seen: hashes of all molecules trained on."""
-    scores, best = over_seeds([result.metrics]), best_epoch(result.history)
-    facts = {"test": result.metrics["test"][MODEL], "best_epoch": best["epoch"]}
-    save_model(folder / "model.pt", model, data, config, facts, seen)
+    scores = over_seeds([result.metrics])
+    facts = {"test": result.metrics["test"][MODEL], "best_epoch": result.metrics["best_epoch"]}
+    save_model(folder / "model.pt", model, data, config, facts, seen, result.intervals)
     lines = [[row, data.smiles[row], part] for row, part in sorted(result.part_of().items())]
     save_table(folder / "splits.csv", ["row", "smiles", "split"], lines)
-    lines = [list(line.values()) for line in result.history]
-    save_table(folder / "history.csv", list(result.history[0]), lines)
+    save_learning(folder, [result])
     save_predictions(folder / "predictions.csv", data, [result])
     save_scores(folder / "scores.csv", scores)
     plot_report(folder / "report.png", data, [result], scores, pictures)
     save_json(folder / "metrics.json", result.metrics)  # its presence says that all are there
     (folder / "progress.pt").unlink(missing_ok=True)
+    loss, head = result.metrics["val_loss"], result.metrics.get("head")
+    if head:
+        said = f"{head['chosen']} is best of {len(head['among'])} on {head['held_out']}"
+        click.echo(f"seed {result.seed}: {said} ({head['loss']} {loss:.4g}); {folder}/report.png")
+        return
     click.echo(
-        f"seed {result.seed}: epoch {best['epoch']} of {result.history[-1]['epoch']} is best on "
-        f"validation (loss {best['val_loss']:.4g}); {folder}/report.png"
+        f"seed {result.seed}: epoch {result.metrics['best_epoch']} of "
+        f"{result.history[-1]['epoch']} is best on validation (loss {loss:.4g}); "
+        f"{folder}/report.png"
     )
+
+
+def save_learning(folder, results, several=False):
+    """Write history.csv, or choice.csv of heads that were chosen: candidates and their losses."""
+    lead = (lambda result: [result.seed]) if several else (lambda result: [])
+    header = ["seed"] if several else []
+    if results[0].history:
+        digits = (lambda value: f"{value:.10g}") if several else (lambda value: value)
+        lines = [
+            [*lead(result), *map(digits, line.values())]
+            for result in results
+            for line in result.history
+        ]
+        save_table(folder / "history.csv", [*header, *results[0].history[0]], lines)
+        return
+    lines = []
+    for result in results:
+        head = result.metrics["head"]
+        for name, loss in head["among"].items():
+            chosen = "yes" if name == head["chosen"] else ""
+            lines.append([*lead(result), name, f"{loss:.6g}", chosen])
+    save_table(folder / "choice.csv", [*header, "head", "loss", "chosen"], lines)
 
 
 def aggregate(out, data, results, config, pictures):
@@ -206,12 +179,7 @@ def aggregate(out, data, results, config, pictures):
     source, table = out / f"seed-{results[best].seed}" / "model.pt", over_seeds(runs)
     save_whole(out / "model.pt", lambda target: shutil.copyfile(source, target))
     save_splits(out / "splits.csv", data, results, best)
-    lines = [
-        [result.seed, *(f"{value:.10g}" for value in line.values())]
-        for result in results
-        for line in result.history
-    ]
-    save_table(out / "history.csv", ["seed", *results[0].history[0]], lines)
+    save_learning(out, results, several=True)
     save_predictions(out / "predictions.csv", data, results, best)
     save_scores(out / "scores.csv", table)
     plot_report(out / "report.png", data, results, table, pictures)
@@ -250,45 +218,3 @@ def save_splits(path, data, results, best):
         lines.append([row, data.smiles[row], own[best], *own])
     seeds = [f"seed_{result.seed}" for result in results]
     save_table(path, ["row", "smiles", "split", *seeds], lines)
-
-
-def trial_folder(out, trial):
-    """Return the folder of one trial of a grid, named by its rates and augmentation."""
-    rates = {key: f"{value:g}" for key, value in trial.items() if key != "augment"}
-    words = [f"{key.replace('_', '-')}-{value}" for key, value in (trial | rates).items()]
-    return out / "grid" / "_".join(words)
-
-
-def keep_best(out, trials, results):
-    """Return each trial's mean validation loss and the best's place; drop the others' models.
-
-    results: the SeedResults of each trial so far.
-    """
-    losses = [float(np.mean([each.metrics["val_loss"] for each in seeds])) for seeds in results]
-    best = int(np.argmin(losses))
-    for i, seeds in enumerate(results):
-        for result in seeds if i != best else ():
-            folder = trial_folder(out, trials[i]) / f"seed-{result.seed}"
-            for name in ("model.pt", *TABLES):
-                (folder / name).unlink(missing_ok=True)
-    return losses, best
-
-
-def finish_grid(out, trials, results):
-    """Write grid.csv, move the winner's seeds to their place, and return the winner's place."""
-    losses, best = keep_best(out, trials, results)
-    lines = []
-    for i, (trial, seeds) in enumerate(zip(trials, results)):
-        scores = over_seeds([result.metrics for result in seeds])[MODEL]["pooled"]
-        chosen = "yes" if i == best else ""
-        values = [f"{summary['mean']:.6g}" for summary in scores.values()]
-        lines.append([*trial.values(), f"{losses[i]:.6g}", chosen, *values])
-    tested = [f"test_{name}" for name in scores]
-    save_table(out / "grid.csv", [*trials[0], "val_loss", "chosen", *tested], lines)
-    for result in results[best]:
-        folder = trial_folder(out, trials[best]) / f"seed-{result.seed}"
-        shutil.copytree(folder, out / f"seed-{result.seed}", dirs_exist_ok=True)
-        (folder / "model.pt").unlink(missing_ok=True)
-    setting = ", ".join(f"{key} {value}" for key, value in trials[best].items())
-    click.echo(f"chosen on validation out of {len(trials)}: {setting}; all in {out}/grid.csv")
-    return best

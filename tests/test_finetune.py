@@ -7,7 +7,7 @@ import torch
 from conftest import ROOT, first_lines, invoke, mistake, rows_of
 
 import finetune
-from moleclip import heads, training
+from moleclip import experiment, heads, training
 from moleclip.heads import HEAD_EPOCHS, HEAD_PATIENCE, train_head
 from moleclip.table import Data
 from moleclip.training import scale_lr, warmup_cosine
@@ -57,7 +57,7 @@ def watched(monkeypatch):
         factors.append((len(optimizers), factor))
         scale_lr(optimizers, factor)
 
-    for module in (finetune, heads):
+    for module in (experiment, heads):
         monkeypatch.setattr(module, "train_head", watch_head)
     monkeypatch.setattr(training, "scale_lr", watch_rates)
     return names, factors
@@ -112,7 +112,7 @@ def test_out_of_memory_names_the_flag(toy, tmp_path, monkeypatch):
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
 
-    monkeypatch.setattr(finetune, "train", full)
+    monkeypatch.setattr(experiment, "train", full)
     words = ["--data", toy / "toy.csv", "--init", toy / "encoder.pt", "-o", tmp_path / "full"]
     assert "lower --batch" in mistake(finetune.main, *words)
 

@@ -10,11 +10,13 @@ from conftest import ROOT, STATIONS
 
 GROUND = [  # without torch; each may import from those before it
     *("files", "formats", "molecules", "workers", "options", "pixels"),
-    *("styles", "drawing", "shards", "targets", "pictures", "features", "onnxmodel", "outputs"),
+    *("styles", "drawing", "shards", "targets", "pictures", "features", "calibration"),
+    *("onnxmodel", "outputs"),
 ]
 UPPER = [
     *("device", "augment", "encoder", "embedder", "weights", "pairs", "losses", "trainstate"),
-    *("labels", "splits", "table", "metrics", "training", "model", "heads", "plots", "runs"),
+    *("labels", "splits", "table", "metrics", "training", "gp", "forest", "model", "deploy"),
+    *("heads", "choice", "results", "plots", "runs", "experiment"),
 ]
 FLOORS = GROUND + UPPER
 HEAVY = {"torch", "clip", "sklearn", "scipy", "onnx"}
@@ -91,7 +93,8 @@ def test_the_stations_lie_alone_on_the_top_level():
 
 def test_every_part_of_moleclip_has_its_floor():
     assert sorted(path.stem for path in (ROOT / "moleclip").glob("*.py")) == sorted(FLOORS)
-    assert len(FLOORS) <= 32
+    # 26 files of 300 lines can't hold what the issues after the house's ask for
+    assert len(FLOORS) <= 48
 
 
 def test_contributing_has_the_order_of_floors():
@@ -183,9 +186,9 @@ def test_files_stay_short():
     limits = {name: 450 if name in STATIONS else 300 for name in SOURCES}
     assert not {name: count for name, count in lines.items() if count > limits[name]}
     # 7,500 was the bound when the house was built, at 7,073; what makes its numbers and rows
-    # trustworthy came on top, then the targets of atoms and electrons. A file's own bound is what
-    # keeps it readable.
-    assert sum(lines.values()) <= 11000
+    # trustworthy came on top, then the targets of atoms and electrons, then heads for few data. A
+    # file's own bound is what keeps it readable.
+    assert sum(lines.values()) <= 13000
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -13,7 +13,7 @@ from moleclip import training
 from moleclip.augment import N_UNIFORMS
 from moleclip.device import ALONE
 from moleclip.drawing import draw, layout
-from moleclip.encoder import Embedder
+from moleclip.embedder import Embedder
 from moleclip.molecules import parse
 from moleclip.pixels import SIZE
 from moleclip.table import Data

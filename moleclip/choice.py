@@ -1,0 +1,291 @@
+"""Heads for a frozen encoder: fitted, compared on held-out folds of training, and chosen."""
+
+import time
+from typing import NamedTuple
+
+import click
+import numpy as np
+import torch
+
+from moleclip.calibration import conformal_scores
+from moleclip.files import say_once
+from moleclip.forest import fit_forest
+from moleclip.gp import Rows, fit_gp, too_costly
+from moleclip.metrics import best_epoch
+from moleclip.model import FeatureMlp, FrozenModel, mlp, mlp_inputs
+from moleclip.splits import by_molecule, by_scaffold
+from moleclip.table import LabelScale
+from moleclip.training import FeatureSource, Loss, Objective, Plan, adam, train
+
+TENTHS, FOLDS = 10, 5  # a fold is two tenths
+MLP_FROM = 2000  # rows from which auto tries the MLP; below, its validation part is too small
+EPOCHS, PATIENCE = 200, 40  # of an MLP that is compared
+NAMES = {"gp": "Gaussian process", "forest": "random forest", "mlp": "MLP"}
+BOTH = ("picture", "ecfp")
+LEARNED = "train and val"  # what a head that needs no validation part has learned from
+
+
+class Candidate(NamedTuple):
+    """A kind of head, "gp", "forest" or "mlp", and the features that it looks at."""
+
+    kind: str
+    uses: tuple
+
+    @property
+    def name(self):
+        """What tables call it, such as "Gaussian process on picture+ecfp"."""
+        return f"{NAMES[self.kind]} on {'+'.join(self.uses)}"
+
+
+class Fitted(NamedTuple):
+    """A head, and what it said of rows that it had not learned from, float64 (rows, targets).
+
+    scores: as the head has them before they are made probabilities; chances: probabilities or
+    labels; spreads likewise; NaN where a row was not held out, or its label is not known.
+    """
+
+    head: torch.nn.Module
+    chances: np.ndarray
+    spreads: np.ndarray
+
+
+def tenths_of(data, rows, kind, seed):
+    """Return the tenth, 0 to 9, of each row, int (n,): whole molecules, whole scaffolds if asked.
+
+    kind: of the split. Groups are shuffled and, the largest first, each put where fewest are.
+    """
+    grouped = by_scaffold if "scaffold" in kind else by_molecule
+    groups = grouped(rows, data.smiles)
+    order = np.random.default_rng(seed).permutation(len(groups))
+    sizes, tenths = np.zeros(TENTHS), {}
+    for i in sorted(order, key=lambda i: -len(groups[i])):
+        least = int(np.argmin(sizes))
+        sizes[least] += len(groups[i])
+        tenths |= dict.fromkeys(groups[i], least)
+    return np.array([tenths[row] for row in rows])
+
+
+class Study:
+    """The heads of one seed's split, each fitted once to training and validation rows together.
+
+    embedding: float32 (all rows, 512), or None without an encoder; counts: uint8 (all rows, 2048);
+    rates: of the MLP's learning.
+    """
+
+    def __init__(self, data, split, seed, kind, embedding, counts, rates):
+        self.data, self.split, self.seed, self.task = data, split, seed, data.task
+        self.rows = sorted(split["train"] + split["val"])
+        self.embedding, self.counts, self.rates = embedding, counts, rates
+        self.labels = data.labels[self.rows]
+        self.tenths = tenths_of(data, self.rows, kind, seed)
+        self.folds = self.tenths // 2
+        self.fits, self.kernels = {}, None
+
+    def of(self, uses, rows):
+        """Return (embedding or None, counts or None) of some rows, those that are used."""
+        embedding = self.embedding[rows] if "picture" in uses else None
+        return embedding, self.counts[rows] if "ecfp" in uses else None
+
+    def fit(self, candidate):
+        """Return the Fitted of a Candidate, fitted once."""
+        if candidate not in self.fits:
+            began = time.time()
+            fitters = {"gp": self.fit_gp, "forest": self.fit_forest, "mlp": self.fit_mlp}
+            self.fits[candidate] = fitters[candidate.kind](candidate.uses)
+            click.echo(f"{candidate.name}: {time.time() - began:.1f} s", err=True)
+        return self.fits[candidate]
+
+    def fit_gp(self, uses):
+        """Return the Fitted of a Gaussian process."""
+        if too_costly(self.labels):
+            raise click.ClickException(
+                f"{self.data.path}: {len(self.rows)} rows are too many for a Gaussian process; "
+                "take --head forest, or --head mlp"
+            )
+        if self.kernels is None:
+            everything = ("ecfp",) if self.embedding is None else BOTH
+            self.kernels = Rows.of(*self.of(everything, self.rows))
+        found = fit_gp(self.kernels.only(uses), self.labels, self.folds, self.task)
+        return self.calibrated(*found)
+
+    def fit_forest(self, uses):
+        """Return the Fitted of a random forest."""
+        given = self.of(uses, self.rows)
+        found = fit_forest(*given, self.labels, self.folds, self.task, self.seed)
+        return self.calibrated(*found)
+
+    def calibrated(self, head, scores, spreads):
+        """Return the Fitted of a head whose scores of classes have become probabilities."""
+        if self.task == "classification":
+            slope, offset = head.slope.numpy(), head.offset.numpy()
+            scores = 1 / (1 + np.exp(-(scores * slope + offset)))
+            spreads = spreads * slope * scores * (1 - scores)
+        return Fitted(head, scores, spreads)
+
+    def fit_mlp(self, uses):
+        """Return the Fitted of the MLP: it learns from the training part, epochs by validation.
+
+        Held out are, for the comparison, the rows of tenth 0, by an MLP that learned from tenths 2
+        to 9, its epochs chosen by tenth 1. Without 2,000 rows to compare on: the validation part.
+        """
+        places = {row: i for i, row in enumerate(self.rows)}
+        chances, spreads = (np.full(self.labels.shape, np.nan) for _ in range(2))
+        head, own = self.train_mlp(uses, self.split["train"], self.split["val"])
+        held = [places[row] for row in self.split["val"]]
+        if len(self.rows) >= MLP_FROM:
+            parts = [np.flatnonzero(where) for where in (self.tenths > 1, self.tenths == 1)]
+            parts = [[self.rows[i] for i in part] for part in parts]
+            held = np.flatnonzero(self.tenths == 0)
+            own, _ = self.train_mlp(uses, *parts)
+        with torch.no_grad():
+            given = self.of(uses, [self.rows[i] for i in held])
+            chances[held], spreads[held] = (x.numpy() for x in own(*given))
+        return Fitted(head, chances, spreads)
+
+    def train_mlp(self, uses, rows, stop):
+        """Return (FeatureMlp, the same) of rows; its epochs and its rate are chosen by `stop`."""
+        inputs = mlp_inputs(uses, self.embedding, self.counts)
+        known = self.data.labels[rows]
+        scale = LabelScale.of(known)
+        if self.task == "classification":
+            scale = LabelScale.identity(known.shape[1])
+        mean, deviation = inputs[rows].mean(0), inputs[rows].std(0)
+        bits = torch.arange(inputs.shape[1]) >= inputs.shape[1] - 2048 * ("ecfp" in uses)
+        mean[bits], deviation[bits] = 0.0, 1.0
+        deviation = deviation.clamp(min=1e-3 * deviation.median().item() + 1e-12)
+        labels = torch.from_numpy(scale.standardise(self.data.labels)).float()
+        split = {"train": list(rows), "val": list(stop)}
+        objective, found = Objective(labels, split, Loss(self.task)), []
+        for rate in self.rates:
+            torch.manual_seed(self.seed)
+            net = mlp(inputs.shape[1], labels.shape[1])
+            source = FeatureSource(net, (inputs - mean) / deviation)
+            plan = Plan(EPOCHS, 64, self.seed, f"MLP on {'+'.join(uses)}", PATIENCE)
+            history = train(source, objective, [adam(net, rate)], plan)
+            found.append((best_epoch(history)["val_loss"], net))
+        net = min(found, key=lambda pair: pair[0])[1]
+        tensors = {f"layers.{name}": value for name, value in net.state_dict().items()}
+        with torch.no_grad():
+            told = net((inputs[stop] - mean) / deviation).numpy() * scale.std + scale.mean
+        error = np.sqrt(np.nanmean((told - self.data.labels[stop]) ** 2, 0)) + 1e-12
+        tensors |= {"mean": mean, "scale": deviation, "error": torch.from_numpy(error).float()}
+        tensors |= {"unit": torch.from_numpy(scale.std).float()}
+        tensors |= {"center": torch.from_numpy(scale.mean).float()}
+        tensors["inputs"] = torch.tensor([k in uses for k in BOTH], dtype=torch.uint8)
+        tensors["classes"] = torch.tensor(self.task == "classification", dtype=torch.uint8)
+        head = FeatureMlp(tensors).eval()
+        return head, head
+
+
+def candidates(head, features, rows, costly):
+    """Return the Candidates that --head and --features stand for, for so many rows to learn from.
+
+    features: "auto", or names joined by +; costly: a Gaussian process can't be fitted.
+    """
+    uses = [tuple(features.split("+"))] if features != "auto" else [BOTH, ("ecfp",), ("picture",)]
+    kinds = [head] if head != "auto" else ["gp", "forest", "mlp"]
+    found = [Candidate(kind, each) for kind in kinds for each in uses]
+    if head == "auto":
+        found = [each for each in found if each.kind != "mlp" or rows >= MLP_FROM]
+        found = [each for each in found if each.kind != "gp" or not costly]
+        if features == "auto":  # what is on pictures alone can only be the process
+            found = [each for each in found if each.kind == "gp" or each.uses != ("picture",)]
+    return found
+
+
+def losses_of(study, named):
+    """Return {Candidate: loss} on the same held-out rows for all.
+
+    Loss: mean absolute error in standard deviations of each label, or cross entropy. Of all rows;
+    where an MLP is among them, of the tenth that it was not fitted to.
+    """
+    fits = {each: study.fit(each) for each in named}
+    unit, truth = LabelScale.of(study.labels).std, study.labels
+    known = ~np.isnan(truth)
+    for fitted in fits.values():
+        known &= ~np.isnan(fitted.chances)
+    found = {}
+    for each, fitted in fits.items():
+        apart = np.abs(truth - fitted.chances)
+        if study.task == "classification":
+            loss = -np.log(np.clip(1 - apart, 1e-7, 1))
+        else:
+            loss = apart / unit
+        found[each] = float(loss[known].mean())
+    return found
+
+
+def best_of(study, head, features):
+    """Return ({Candidate: loss}, the Candidate of the lowest)."""
+    costly = head == "auto" and too_costly(study.labels)
+    if costly:
+        say_once(f"{len(study.rows)} rows are too many for a Gaussian process: it is left out")
+    losses = losses_of(study, candidates(head, features, len(study.rows), costly))
+    return losses, min(losses, key=losses.get)
+
+
+class Chosen(NamedTuple):
+    """What cross-validation chose for a seed, and what stands beside it."""
+
+    model: FrozenModel
+    facts: dict  # of metrics.json
+    intervals: dict  # conformal scores: of model.pt
+    held: np.ndarray  # predictions of the study's rows by heads without them, (rows, targets)
+    compared: dict  # {name: predictions of the test part} of fingerprints
+
+
+def choose_head(study, encoder, head, features, with_baselines):
+    """Return the Chosen of --head and --features. encoder: None without pictures."""
+    losses, best = best_of(study, head, features)
+    fitted, intervals = study.fit(best), {}
+    alone = None
+    if best.uses != ("picture",) and encoder is not None:
+        alone = Candidate("mlp" if too_costly(study.labels) else "gp", ("picture",))
+    heads = [study.fit(each) for each in (best, alone) if each]
+    if study.task == "regression":
+        names = ("scores", "picture")
+        found = [conformal_scores(study.labels, each.chances, each.spreads) for each in heads]
+        intervals = dict(zip(names, found)) | {"normalised": True}
+    kinds = [each.kind for each in (best, alone) if each]
+    modules = [each.head for each in heads]
+    std = LabelScale.of(study.labels).std
+    model = FrozenModel(encoder, kinds, *[*modules, None][:2], std).eval()
+    facts = {
+        "chosen": best.name,
+        "among": {each.name: loss for each, loss in losses.items()},
+        "loss": "cross entropy" if study.task == "classification" else "MAE in SD of the label",
+        "held_out": f"{FOLDS} folds",
+        "learned_from": LEARNED,
+        "rows": len(study.rows),
+    }
+    if any(each.kind == "mlp" for each in losses) and len(losses) > 1:
+        facts["held_out"] = "a tenth"
+    if best.kind == "mlp":
+        facts["learned_from"] = "train, its epochs chosen by val"
+    compared = {}
+    if with_baselines:
+        compared = baselines_of(study)
+        facts["rival"] = best_of(study, "auto", "ecfp")[1].name
+    return Chosen(model, facts, intervals, fitted.chances, compared)
+
+
+def baselines_of(study):
+    """Return {name: predictions of the test part, (n, targets)} of heads on fingerprints alone."""
+    kinds = ["mlp", "forest", "gp"][: 2 if too_costly(study.labels) else 3]
+    found, test = {}, study.split["test"]
+    for kind in kinds:
+        head = study.fit(Candidate(kind, ("ecfp",))).head
+        found[f"ECFP + {NAMES[kind]}"] = predict_with(head, None, study.counts[test])[0]
+    means = [np.nanmean(column) for column in study.labels.T]
+    return found | {"mean of training": np.tile(means, (len(test), 1))}
+
+
+def predict_with(head, embedding, counts, size=256):
+    """Return (mean, spread), float32 arrays (n, targets), of a head, some molecules at a time."""
+    count, told = len(counts if embedding is None else embedding), []
+    with torch.no_grad():
+        for start in range(0, count, size):
+            here = slice(start, start + size)
+            parts = [None if each is None else each[here] for each in (embedding, counts)]
+            told.append(head(*parts))
+    return tuple(torch.cat(parts).numpy() for parts in zip(*told))
