@@ -288,26 +288,37 @@ def tokens():
     return markdown(["DINOv2-S", "tokens", "cosine between the modes", *sets], rows)
 
 
+PROBED = (100, 300, 500, 700, 900)  # steps of the bundled encoder's run
+
+
 def probe():
-    """Steps of the bundled encoder's pretraining by sets: what frozen features are worth.
+    """What frozen features are worth, by the drawings that an encoder has learned from.
 
     Within training and validation parts.
     """
     names = {
-        "dinov2-small-fp16": "the start",
-        "step200": "step 200",
-        "step350": "step 350",
-        "bundled": "step 590, bundled",
+        "ecfp": "ECFP counts",
+        "dinov2-small-fp16": "DINOv2-S, the start of all",
+        "first": "the first bundled encoder",
+        **{f"step{step}": f"step {step}" for step in PROBED},
+        "moleclip-small": "bundled",
     }
     sets = {
-        "esol": "ESOL",
-        "freesolv": "FreeSolv",
-        "dhbd": "DHBDs",
-        "nhcs": "NHCs",
+        "esol": "ESOL, log mol/L",
+        "freesolv": "FreeSolv, kcal/mol",
+        "bace": "BACE",
+        "bbbp": "BBBP",
+        "dhbd": "DHBDs, eV",
+        "kraken": "Kraken",
+        "nhcs": "NHCs, e",
         "phosphines_yield": "phosphine yield",
     }
     found = {row["encoder"]: row for row in results("probe")}
-    rows = [[title, *(number(found[name][key]) for key in sets)] for name, title in names.items()]
+    rows = [
+        [title, *(number(found[name][key]) for key in sets)]
+        for name, title in names.items()
+        if name in found
+    ]
     return markdown(["", *sets.values()], rows)
 
 

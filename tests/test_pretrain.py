@@ -95,6 +95,60 @@ def test_1_2_and_4_processes_compute_the_same(road, desk):
         assert (other - one).norm() < 1e-5 * one.norm() and (other - one).abs().max() < 1e-5
 
 
+def take_atoms(road, desk):
+    """Lay drawings with places into shards/, and labels of all tasks; some electrons are known."""
+    desk.take(road, "molecules.smi")
+    desk.run("python render.py molecules.smi --atoms --workers 1")
+    desk.run("python cluster.py molecules.smi --k 4 --k 12 --atoms --descriptors --workers 1")
+    random, arrays = np.random.default_rng(0), dict(np.load(desk / "labels.npz"))
+    arrays["electronic"] = random.normal(size=(96, 4)).astype(np.float32)
+    arrays["electronic"][::3] = np.nan
+    known = np.repeat(np.isfinite(arrays["electronic"][:, 0]), np.diff(arrays["atom_offsets"]))
+    for name in ("atom_charge", "atom_charge_h"):
+        charges = random.normal(size=len(known)).astype(np.float16)
+        arrays[name] = np.where(known, charges, np.float16(np.nan))
+    np.savez(desk / "labels.npz", **arrays)
+
+
+ALL_TASKS = "contrastive=0.3,classes=0.1,descriptors=5,fingerprint=0.05,atoms=1,electronic=1"
+
+
+def test_all_tasks_are_learned_alike_by_any_number_of_processes(road, desk):
+    take_atoms(road, desk)
+    command = "--init scratch:nano --batch 32 --epochs 9 --log-every 1 --precision fp32 --lr 1e-4"
+    command += f" --pool cls+mean --decay 0.5 --loss {ALL_TASKS} --micro-batch 24"
+    runs = [
+        {"folders": n * [desk.folder], "words": f"{command} --steps {k} -o {n}-{k}.pt".split()}
+        for n in (1, 2)
+        for k in (1, 4)
+    ]
+    assert not any(code for ranks in play(*runs) for code, _ in ranks)
+    logs = [read_log(desk / f"{count}-4.log.jsonl") for count in (1, 2)]
+    names = ["fingerprint", "electronic", "atom_r1", "atom_r1_accuracy", "atom_charges"]
+    assert set(names) < set(logs[0][0]) and f"held_out_{names[-1]}" in logs[0][-1]
+    for one, other in zip(*logs, strict=True):
+        names = [name for name in one if name not in PACE]
+        wanted = pytest.approx([other[name] for name in names], rel=1e-5, abs=1e-5)
+        assert [one[name] for name in names] == wanted
+    one, other = (first_moments(load(desk / f"{count}-1.pt")) for count in (1, 2))
+    assert (other - one).norm() < 1e-5 * one.norm()
+    third = 1e-4 / 3  # warming up; the rate falls over the last two of four steps
+    rates = [entry["lr"] for entry in logs[0] if "lr" in entry]
+    assert rates == pytest.approx([third, third, third, third / 2])
+    checkpoint = load(desk / "1-4.pt")
+    assert checkpoint["arch"]["pool"] == "cls+mean"
+    assert checkpoint["encoder"]["pool"].shape == (128, 512)
+    again = load_encoder(str(desk / "1-4.pt"))
+    assert torch.equal(again.visual.pool, checkpoint["encoder"]["pool"])
+
+
+def test_places_of_atoms_are_asked_for(road, desk):
+    desk.take(road, "shards", "molecules.smi")
+    desk.run("python cluster.py molecules.smi --k 4 --k 12 --atoms --workers 1")
+    said = mistake(pretrain.main, *f"{NANO} --loss atoms=1".split()[2:])
+    assert "shards/: doesn't say where atoms lie" in said and "render.py --atoms" in said
+
+
 def first_moments(checkpoint):
     """Adam's after one step are a tenth of the gradient: it is compared whole, not its effect."""
     states = [entry for part in checkpoint["optimizer"] for entry in part["state"].values()]
