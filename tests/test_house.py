@@ -10,7 +10,8 @@ from conftest import ROOT, STATIONS
 
 GROUND = [  # without torch; each may import from those before it
     *("files", "formats", "molecules", "workers", "options", "pixels"),
-    *("drawing", "shards", "targets", "pictures", "features", "onnxmodel", "outputs"),
+    *("drawing", "shards", "targets", "pictures", "features", "electronic", "blocks"),
+    *("onnxmodel", "outputs"),
 ]
 UPPER = [
     *("device", "augment", "encoder", "weights", "pairs", "labels", "splits", "table"),
