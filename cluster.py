@@ -5,8 +5,8 @@
     python cluster.py data/druglike_20000.smi.gz --sweep        # which K? sweep.csv and sweep.png
     python cluster.py data/dhbd.csv --assign labels.npz -o dhbd_labels.npz     # the same clusters
 
-With --descriptors and --atoms the file also holds what pretraining's optional tasks are to tell:
-RDKit descriptors and the keys; each atom's surroundings and numbers.
+With --descriptors, --atoms and --electronic the file also holds what pretraining's optional tasks
+are to tell: RDKit descriptors and the keys, each atom's surroundings, orbitals and charges.
 """
 
 import importlib.util
@@ -21,6 +21,8 @@ from rdkit import rdBase
 from tqdm import tqdm
 
 from moleclip import options
+from moleclip.blocks import compute_blocks, gather, prepare
+from moleclip.electronic import METHODS
 from moleclip.features import (
     ATOM,
     MACCS_BITS,
@@ -30,12 +32,13 @@ from moleclip.features import (
     maccs_keys,
     most_frequent,
     numbers_in,
+    overlap,
     unpack_keys,
 )
 from moleclip.files import check_output, read_arrays, save_arrays, save_table
 from moleclip.molecules import Rejected, find_input, input_facts, read_molecules
 from moleclip.plots import plot_sweep
-from moleclip.targets import ATOMS, MAX_SD, UNKNOWN, VOCABULARIES, is_vocabulary
+from moleclip.targets import MAX_SD, UNKNOWN, read_vocabularies
 from moleclip.workers import parallel
 
 DEFAULT_KS = (300, 3000)
@@ -113,21 +116,6 @@ def all_atoms(source, facts, workers=None, vocabularies=None):
     return arrays | {"atom_numbers": np.ascontiguousarray(atoms["numbers"])}
 
 
-def read_vocabularies(path):
-    """Return the two vocabularies of a labels.npz, uint32 (n,). Raises click.ClickException."""
-    arrays = read_arrays(path, ("meta",), ATOMS)
-    found = [arrays[name] for name in VOCABULARIES if name in arrays]
-    if len(found) < len(VOCABULARIES):
-        raise click.ClickException(
-            f"{path}: has no atoms, so --assign can't take their vocabularies from it; "
-            "make it again with cluster.py --atoms, or leave --atoms out"
-        )
-    for each in found:
-        if not is_vocabulary(each):
-            raise click.ClickException(f"{path}: its vocabularies are damaged; make it again")
-    return found
-
-
 def distinct_keys(packed):
     """Return the distinct rows, sorted, of packed keys, uint8 (n, 21)."""
     # As byte strings, which numpy sorts many times faster; of one length, they differ as rows do.
@@ -192,29 +180,43 @@ def assign(packed, centroids):
     return labels, max(inertia, 0.0)
 
 
-def save_labels(out, packed, readable, sets, meta, more):
+def save_labels(out, packed, readable, left, sets, meta, more):
     """Label packed keys by the centroids of sets, {k: float32 (k, 167)}, and write labels.npz.
 
+    packed: of the readable rows; those that are left out, bool (rows,), have no label either.
     more: arrays that are saved along; beside "descriptors" also the keys.
     """
-    arrays, facts = {**more}, {}
+    arrays, facts, labelled = {**more}, {}, readable & ~left
     if "descriptors" in more:
         arrays["maccs"] = np.zeros((len(readable), MACCS_BYTES), np.uint8)
         arrays["maccs"][readable] = packed
+    kept = packed[labelled[readable]]
     for k in sorted(sets):
         labels = np.full(len(readable), -1, np.int32)
-        labels[readable], inertia = assign(packed, sets[k])
+        labels[labelled], inertia = assign(kept, sets[k])
         arrays |= {f"k{k}": labels, f"centroids_k{k}": sets[k]}
-        sizes = np.bincount(labels[readable], minlength=k)
+        sizes = np.bincount(labels[labelled], minlength=k)
         empty, largest = int((sizes == 0).sum()), int(sizes.max())
         facts[f"k{k}"] = {"inertia": inertia, "empty": empty, "largest": largest}
-        holds = f"the largest holds {largest} of {len(packed)} molecules"
+        holds = f"the largest holds {largest} of {len(kept)} molecules"
         click.echo(f"k = {k}: {empty} clusters empty, {holds}")
     versions = {"rdkit": rdBase.rdkitVersion, "scikit-learn": sklearn.__version__}
     meta = meta | {"readable": len(packed), "label_sets": facts} | versions
     save_arrays(out, **arrays, meta=np.array(json.dumps(meta)))
-    rejected = "" if readable.all() else f", -1 for {(~readable).sum()} rejected rows"
-    click.echo(f"{out}: labels of {len(packed)} molecules{rejected}")
+    none = {"rejected rows": (~readable).sum(), "left out": (readable & left).sum()}
+    none = "".join(f", -1 for {count} {what}" for what, count in none.items() if count)
+    click.echo(f"{out}: labels of {len(kept)} molecules{none}")
+
+
+def find_left_out(source, facts, others, workers=None):
+    """Return (which rows of source stand in other files, bool (rows,), what meta says of it)."""
+    if not others:
+        return np.zeros(facts["rows"], bool), {}
+    left = overlap(source, facts["smiles_column"], others, workers)
+    names = [input_facts(other) for other in others]
+    files = [{key: each[key] for key in ("input", "sha256", "rows")} for each in names]
+    click.echo(f"--leave-out: {left.sum()} of {len(left)} rows stand in {', '.join(others)}")
+    return left, {"left_out": {"molecules": int(left.sum()), "files": files}}
 
 
 def fit_all(source, packed, ks, seed):
@@ -352,41 +354,93 @@ def save_sweep(path, count, table, knee):
     is_flag=True,
     help="Save each atom's surroundings and numbers, for pretrain.py --loss atoms=1,fingerprint=1.",
 )
+@click.option(
+    "--electronic",
+    metavar="FOLDER",
+    help="Save what this folder's blocks know of orbitals and charges, for pretrain.py --loss "
+    "electronic=1; needs --atoms.",
+)
+@options.resume("First compute the blocks that the folder of --electronic lacks.")
+@options.part("I/N: compute every N-th block for --electronic from the I-th, and no labels.")
+@click.option(
+    "--method",
+    default="gfn2",
+    show_default=True,
+    type=click.Choice(METHODS),
+    help="Of --electronic: GFN2-xTB by tblite, or RDKit's extended Hueckel.",
+)
+@click.option(
+    "--leave-out",
+    "others",
+    multiple=True,
+    help="Give no label to molecules that also stand in this file; repeat for several.",
+)
 @options.seed("Seed of K-means and of the sweep's sample.")
 @options.workers("Processes that compute keys.")
 @options.max_atoms("Reject larger molecules, as render.py does.")
 @options.smiles_column()
-def main(source, out, ks, labels, sweep, describe, atoms, seed, workers, max_atoms, smiles_column):
+def main(source, out, ks, labels, sweep, others, workers, max_atoms, smiles_column, **more):
     """Cluster the molecules of SOURCE, the same file that was drawn.
 
     SOURCE: .smi, .txt, .csv, .tsv, gzipped or not.
     """
+    check_words(ks, labels, sweep, others, more)
+    source, folder = find_input(source), Path(out).parent
+    others = [find_input(other) for other in others]
+    if "-" in (source, *others):
+        raise click.UsageError("cluster.py reads its input twice; give a file, not standard input")
+    for path in (folder / "sweep.csv", folder / "sweep.png") if sweep else (out,):
+        check_output(path, source, *others, *filter(None, [labels]))
+    sets, origin = read_centroids(labels) if labels else (None, {"seed": more["seed"]})
+    more["vocabularies"] = read_vocabularies(labels) if labels and more["atoms"] else None
+    facts = input_facts(source, smiles_column)
+    facts |= {"seed": origin["seed"], "max_atoms": max_atoms}
+    blocks = more["electronic"], more["method"], more["part"]
+    if more["electronic"]:
+        prepare(source, facts, *blocks, more["resume"])
+    if more["part"].count > 1:
+        return compute_blocks(source, facts, *blocks, workers)
+    left, told = find_left_out(source, facts, others, workers)
+    packed, readable = all_keys(source, facts, workers)
+    if sweep:
+        return sweep_to(folder, source, packed, facts["seed"])
+    if left[readable].all():
+        raise click.ClickException(f"{source}: --leave-out leaves none of its molecules")
+    if labels:
+        facts["assigned_from"] = origin
+    sets = sets or fit_all(source, packed[~left[readable]], ks or DEFAULT_KS, facts["seed"])
+    arrays, known = all_more(source, facts, workers, **more)
+    save_labels(out, packed, readable, left, sets, facts | told | known, arrays)
+
+
+def check_words(ks, labels, sweep, others, more):
+    """Refuse options that don't go together, before anything is read."""
     if bool(ks) + bool(labels) + sweep > 1:
         raise click.UsageError("--k, --assign and --sweep exclude each other; give one of them")
-    if sweep and (describe or atoms):
+    if sweep and (more["describe"] or more["atoms"] or more["electronic"] or others):
         raise click.UsageError(
-            "--sweep writes no labels, so no --descriptors or --atoms either; leave it out"
+            "--sweep writes no labels, so no --descriptors, --atoms, --electronic or --leave-out "
+            "either; leave it out"
         )
     if sweep:
         check_kneed()
-    source, folder = find_input(source), Path(out).parent
-    if source == "-":
-        raise click.UsageError("cluster.py reads its input twice; give a file, not standard input")
-    for path in (folder / "sweep.csv", folder / "sweep.png") if sweep else (out,):
-        check_output(path, source, *filter(None, [labels]))
-    sets, origin = read_centroids(labels) if labels else (None, {"seed": seed})
-    vocabularies = read_vocabularies(labels) if labels and atoms else None
-    facts = input_facts(source, smiles_column)
-    facts |= {"seed": origin["seed"], "max_atoms": max_atoms}
-    packed, readable = all_keys(source, facts, workers)
-    if sweep:
-        return sweep_to(folder, source, packed, seed)
-    if labels:
-        facts["assigned_from"] = origin
-    sets = sets or fit_all(source, packed, ks or DEFAULT_KS, seed)
-    more = {"descriptors": all_descriptors(source, facts, workers)} if describe else {}
-    more |= all_atoms(source, facts, workers, vocabularies) if atoms else {}
-    save_labels(out, packed, readable, sets, facts, more)
+    if (more["resume"] or more["part"].count > 1) and not more["electronic"]:
+        raise click.UsageError("--resume and --part go with --electronic FOLDER; give it too")
+    if more["electronic"] and not more["atoms"] and more["part"].count == 1:
+        raise click.UsageError("--electronic needs --atoms, since charges are of atoms; give both")
+
+
+def all_more(source, facts, workers, describe, atoms, vocabularies, electronic, method, **rest):
+    """Return (arrays of --descriptors, --atoms, --electronic, what meta says of them)."""
+    arrays = {"descriptors": all_descriptors(source, facts, workers)} if describe else {}
+    arrays |= all_atoms(source, facts, workers, vocabularies) if atoms else {}
+    if not electronic:
+        return arrays, {}
+    if rest["resume"]:
+        compute_blocks(source, facts, electronic, method, rest["part"], workers)
+    offsets = arrays["atom_offsets"]
+    found, known = gather(source, facts, electronic, method, offsets, workers)
+    return arrays | found, {"electronic": known}
 
 
 if __name__ == "__main__":

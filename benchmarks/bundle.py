@@ -1,12 +1,15 @@
 """How weights/moleclip-small.pt is made: its molecules, and the file that is released.
 
     python benchmarks/bundle.py molecules druglike.smi.gz -o data/druglike_100000.smi.gz
+    python benchmarks/bundle.py left-out druglike_100000.smi.gz *.csv.gz -o left_out.smi.gz
     python benchmarks/bundle.py release encoder.pt      # seconds; writes weights/
 
-Between the two lies pretraining, see weights/README.md. molecules (minutes): a random sample of a
+Before the last lies pretraining, see weights/README.md. molecules (minutes): a random sample of a
 large file, after every molecule of the eight evaluation sets is taken out (not only those of their
-test parts, so that no seed of a split matters), by RDKit's canonical SMILES. release: the encoder
-in fp16 without heads and optimiser, with its SHA-256, log and curves beside it.
+test parts, so that no seed of a split matters), by RDKit's canonical SMILES. left-out: those
+molecules of a file that also stand in others, compared as cluster.py --leave-out does; with it the
+encoder sees none of them. release: the encoder in fp16 without heads and optimiser, with its
+SHA-256, log and curves beside it.
 """
 
 import gzip
@@ -21,6 +24,7 @@ import torch
 from rdkit import Chem, RDLogger
 from record import ROOT
 
+from moleclip.features import overlap
 from moleclip.files import save_whole
 from moleclip.molecules import read_molecules
 from moleclip.weights import load_checkpoint, save_checkpoint
@@ -64,12 +68,28 @@ def molecules(source, out, count, seed):
         "ones of the evaluation sets among them, taken out"
     )
     chosen = np.random.default_rng(seed).permutation(len(free))[:count]
-    packed = io.BytesIO()
-    # No date inside: the same bytes each time.
-    with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as stream:
-        stream.write("".join(f"{free[i]}\n" for i in chosen).encode())
-    save_whole(out, lambda name: Path(name).write_bytes(packed.getvalue()))
+    save_lines(out, [free[i] for i in chosen])
     print(f"{out}: {len(chosen)} of the remaining {len(free)}, in random order")
+
+
+def save_lines(out, lines):
+    """Write lines into a .gz, whole or not at all, without a date: the same bytes each time."""
+    packed = io.BytesIO()
+    with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as stream:
+        stream.write("".join(f"{line}\n" for line in lines).encode())
+    save_whole(out, lambda name: Path(name).write_bytes(packed.getvalue()))
+
+
+@main.command()
+@click.argument("source")
+@click.argument("others", nargs=-1, required=True)
+@click.option("-o", "--out", required=True, help="File to write, .smi.gz.")
+def left_out(source, others, out):
+    """Write those molecules of SOURCE that also stand in OTHERS, one SMILES a line."""
+    common = overlap(source, None, others)
+    lines = [m.smiles.split()[0] for m in read_molecules(source) if common[m.row]]
+    save_lines(out, lines)
+    print(f"{out}: {len(lines)} of {len(common)} molecules")
 
 
 @main.command()

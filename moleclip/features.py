@@ -10,11 +10,19 @@ from rdkit import Chem, DataStructs
 from rdkit.Chem import MACCSkeys, rdFingerprintGenerator, rdMolDescriptors, rdPartialCharges
 
 from moleclip.drawing import draw, layout
-from moleclip.molecules import MAX_ATOMS, parse, replace_terminals
+from moleclip.molecules import (
+    MAX_ATOMS,
+    Rejected,
+    flat_smiles,
+    parse,
+    read_molecules,
+    replace_terminals,
+)
 from moleclip.pictures import to_drawing
 from moleclip.pixels import SIZE, deflate
 from moleclip.styles import PLAIN, random_style
 from moleclip.targets import MAX_SD, UNKNOWN
+from moleclip.workers import parallel
 
 BITS, RADIUS = 2048, 2  # of Morgan fingerprints: ECFP4, of the baselines and of nearest_training
 MACCS_BITS = 167  # bits of RDKit's MACCS keys; bit 0 is never set
@@ -44,6 +52,7 @@ ATOM_NUMBERS = {
     "aromatic": (0.5, 0.5),
     "formal_charge": (0, 1),
 }
+ANY_SIZE = {"group": 256, "max_atoms": 10**6}  # of molecules that are only compared
 ATOM = np.dtype([("r1", "u4"), ("r2", "u4"), ("numbers", "f2", len(ATOM_NUMBERS))])
 
 
@@ -199,6 +208,21 @@ def numbers_in(ids, vocabulary):
     order = np.argsort(vocabulary)
     place = order[np.searchsorted(vocabulary, ids, sorter=order).clip(max=len(order) - 1)]
     return np.where(vocabulary[place] == ids, place, UNKNOWN).astype(np.uint16)
+
+
+def overlap(source, smiles_column, others, workers=None):
+    """Return which rows of a file hold a molecule that also stands in others, bool (rows,).
+
+    Compared by `flat_smiles`. A row that can't be read is in no file.
+    """
+    known, common = set(), []
+    for other in others:
+        molecules = read_molecules(other)
+        known.update(text for _, text in parallel(flat_smiles, molecules, workers, **ANY_SIZE))
+    molecules = read_molecules(source, smiles_column)
+    for _, text in parallel(flat_smiles, molecules, workers, **ANY_SIZE):
+        common.append(not isinstance(text, Rejected) and text in known)
+    return np.array(common)
 
 
 class Features(NamedTuple):

@@ -267,3 +267,15 @@ def scaffold(smiles):
 def canonical(smiles):
     """Return RDKit's canonical SMILES."""
     return Chem.MolToSmiles(read_smiles(smiles))
+
+
+def flat_smiles(row, smiles, max_atoms=MAX_ATOMS):
+    """Return RDKit's canonical SMILES without stereo, isotopes and atom maps.
+
+    Equal for molecules that a drawing without wedges can't tell apart. A task of `parallel`.
+    Raises Rejected.
+    """
+    molecule = parse(smiles, max_atoms)
+    for atom in molecule.GetAtoms():
+        atom.SetIsotope(0)
+    return Chem.MolToSmiles(Chem.RemoveHs(molecule), isomericSmiles=False)

@@ -252,3 +252,18 @@ def check_same_input(path, facts, folder, manifest):
             f"another file, {manifest['input']} ({manifest['rows']} rows), or another column; "
             "run cluster.py on what was drawn"
         )
+
+
+def read_vocabularies(path):
+    """Return the two vocabularies of a labels.npz, uint32 (n,). Raises click.ClickException."""
+    arrays = read_arrays(path, ("meta",), ATOMS)
+    found = [arrays[name] for name in VOCABULARIES if name in arrays]
+    if len(found) < len(VOCABULARIES):
+        raise click.ClickException(
+            f"{path}: has no atoms, so --assign can't take their vocabularies from it; "
+            "make it again with cluster.py --atoms, or leave --atoms out"
+        )
+    for each in found:
+        if not is_vocabulary(each):
+            raise click.ClickException(f"{path}: its vocabularies are damaged; make it again")
+    return found

@@ -1,5 +1,6 @@
 """cluster.py: labels, --assign and --sweep."""
 
+import gzip
 import json
 import sys
 from collections import Counter
@@ -264,6 +265,54 @@ def test_assign_takes_vocabularies_from_a_whole_file_alone(clustered, tmp_path, 
     source = clustered / "molecules.smi"
     line = mistake(cluster.main, source, "--assign", bad, "--atoms", "-o", out)
     assert f"{bad}: {says}" in line and not out.exists()
+
+
+def test_what_is_left_out_has_no_label_and_makes_none(clustered, tmp_path):
+    lines = (clustered / "molecules.smi").read_text().splitlines()
+    others = tmp_path / "others.csv", tmp_path / "more.smi"
+    picked = {row: Chem.MolFromSmiles(lines[row].split()[0]) for row in (3, 50, 51)}
+    for atom in picked[50].GetAtoms():  # as a stranger may write it
+        atom.SetAtomMapNum(atom.GetIdx() + 1)
+    written = [Chem.MolToSmiles(picked[row], doRandom=row == 3) for row in (3, 50)]
+    others[0].write_text("id,smiles\n1,{}\n2,{}\n3,C1CC\n4,CCCCCCCCO\n".format(*written))
+    others[1].write_text(Chem.MolToSmiles(picked[51], isomericSmiles=False))
+    out, bare = tmp_path / "labels.npz", tmp_path / "bare.smi"
+    words = "--k", 12, "--descriptors", "--leave-out", others[0], "--leave-out", others[1]
+    said = invoke(cluster.main, clustered / "molecules.smi", *words, "-o", out)
+    (k12, maccs, centroids), meta = labels_of(out, "k12", "maccs", "centroids_k12")
+    assert np.flatnonzero(k12 < 0).tolist() == [3, 7, 50, 51]
+    assert "--leave-out: 3 of 96 rows stand in" in said
+    assert "labels of 92 molecules, -1 for 1 rejected rows, -1 for 3 left out" in said
+    assert maccs[[3, 50, 51]].any(1).all() and meta["readable"] == 95
+    told = meta["left_out"]
+    assert told["molecules"] == 3 and [f["input"] for f in told["files"]] == [
+        o.name for o in others
+    ]
+    assert told["files"][0]["sha256"] == input_facts(str(others[0]))["sha256"]
+    # the centroids are those of a file that never had them
+    bare.write_text("\n".join(line for row, line in enumerate(lines) if row not in (3, 50, 51)))
+    invoke(cluster.main, bare, "--k", 12, "-o", tmp_path / "bare.npz")
+    assert (labels_of(tmp_path / "bare.npz", "centroids_k12")[0][0] == centroids).all()
+    words = "--k", 2, "--leave-out", clustered / "molecules.smi"
+    line = mistake(cluster.main, clustered / "molecules.smi", *words, "-o", tmp_path / "no.npz")
+    assert "--leave-out leaves none of its molecules" in line
+
+
+def test_the_bundled_encoder_sees_no_molecule_of_left_out(tmp_path):
+    """Each stands among those that the encoder is made of, and has no label there."""
+    read = {}
+    for name in ("left_out", "druglike_100000"):
+        with gzip.open(ROOT / "data" / f"{name}.smi.gz", "rt") as stream:
+            read[name] = stream.read().splitlines()
+    assert len(read["left_out"]) == 5023 and set(read["left_out"]) <= set(read["druglike_100000"])
+    first = read["druglike_100000"].index(read["left_out"][5])
+    source, out = tmp_path / "some.smi", tmp_path / "labels.npz"
+    some = read["druglike_100000"][first : first + 60]
+    source.write_text("\n".join(some))
+    invoke(cluster.main, source, "--k", 3, "--leave-out", "left_out.smi.gz", "-o", out)
+    (k3,), _ = labels_of(out, "k3")
+    named = np.isin(some, read["left_out"])
+    assert named[0] and not named.all() and ((k3 == -1) == named).all()
 
 
 # ----------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from conftest import ROOT, STATIONS
 
 GROUND = [  # without torch; each may import from those before it
     *("files", "formats", "molecules", "workers", "options", "pixels"),
-    *("styles", "drawing", "shards", "targets", "pictures", "features", "calibration"),
+    *("styles", "drawing", "shards", "targets", "pictures", "features", "electronic", "blocks"),
+    *("calibration", "onnxmodel", "outputs"),
     *("onnxmodel", "outputs"),
 ]
 UPPER = [

@@ -13,6 +13,7 @@ from moleclip.molecules import (
     Rejected,
     canonical,
     find_input,
+    flat_smiles,
     parse,
     replace_terminals,
     scaffold,
@@ -121,3 +122,14 @@ def test_r_groups_replace_terminal_single_bonds_only():
     ]
     assert labels == ["R1", "R1", "R1"]  # not =O, #N, nor an atom on its own
     assert (picture_of("[NH4+]") == draw(layout(replace_terminals(parse("[NH4+]"))))).all()
+
+
+def test_flat_smiles_are_equal_where_wedges_isotopes_and_maps_differ():
+    for one, other in (
+        ("C[C@H](N)C(=O)O", "OC(=O)[C@H](N)C"),
+        ("F/C=C/F", "F/C=C\\F"),
+        ("[2H]C([2H])O", "[CH3:4][OH:2]"),
+        ("[13CH3]Cl", "CCl"),
+    ):
+        assert flat_smiles(0, one) == flat_smiles(0, other)
+    assert len({flat_smiles(0, text) for text in ("CCO", "CCN", "CC[NH3+]", "COC", "CCO.Cl")}) == 5
