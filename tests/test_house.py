@@ -12,7 +12,6 @@ GROUND = [  # without torch; each may import from those before it
     *("files", "formats", "molecules", "workers", "options", "pixels"),
     *("styles", "drawing", "shards", "targets", "pictures", "features", "electronic", "blocks"),
     *("calibration", "onnxmodel", "outputs"),
-    *("onnxmodel", "outputs"),
 ]
 UPPER = [
     *("device", "augment", "encoder", "embedder", "weights", "pairs", "losses", "trainstate"),
