@@ -166,7 +166,7 @@ class Experiment:
             compared = self.compare(seed, objective, scale)
             result = make_result(data, seed, split, history, predicted, compared)
             own = molecule_hashes(data.smiles[row] for row in split["train"])
-            seen = torch.unique(torch.cat([self.seen.molecules, own]))
+            seen = torch.unique(torch.cat([*[self.seen.molecules] * self.seen.labelled, own]))
             save_result(folder, result, model, data, self.pictures, config, seen)
         self.world.barrier()
         return result

@@ -2,11 +2,13 @@
 
     python benchmarks/bundle.py molecules druglike.smi.gz -o data/druglike_100000.smi.gz
     python benchmarks/bundle.py release encoder.pt      # seconds; writes weights/
+    python benchmarks/bundle.py seen data/druglike_100000.smi.gz    # a minute; what it drew
 
 Between the two lies pretraining, see weights/README.md. molecules (minutes): a random sample of a
 large file, after every molecule of the eight evaluation sets is taken out (not only those of their
 test parts, so that no seed of a split matters), by RDKit's canonical SMILES. release: the encoder
-in fp16 without heads and optimiser, with its SHA-256, log and curves beside it.
+in fp16 without heads and optimiser, with its SHA-256, log and curves beside it. seen: the hashes of
+the molecules that it learned from, by which finetune.py says which of a table it knows.
 """
 
 import gzip
@@ -22,6 +24,7 @@ from rdkit import Chem, RDLogger
 from record import ROOT
 
 from moleclip.files import save_whole
+from moleclip.model import molecule_hashes
 from moleclip.molecules import read_molecules
 from moleclip.weights import load_checkpoint, save_checkpoint
 
@@ -88,6 +91,17 @@ def release(encoder):
         shutil.copy(Path(encoder).with_suffix(suffix), RELEASED.with_suffix(suffix))
     size = RELEASED.stat().st_size / 1e6
     print(f"{RELEASED}: {size:.1f} MB, step {checkpoint['step']}, SHA-256 {digest}")
+
+
+@main.command()
+@click.argument("source")
+def seen(source):
+    """Write the hashes of the molecules of SOURCE, int64, beside the bundled encoder."""
+    hashes = molecule_hashes(molecule.smiles for molecule in read_molecules(source)).numpy()
+    path, packed = RELEASED.with_suffix(".seen.npy"), io.BytesIO()
+    np.save(packed, hashes)
+    save_whole(path, lambda name: name.write_bytes(packed.getvalue()))
+    print(f"{path}: {len(hashes)} molecules")
 
 
 if __name__ == "__main__":
