@@ -33,6 +33,173 @@ from moleclip.splits import SPLIT_KINDS
 from moleclip.table import Data
 from moleclip.training import WARM_UP, enough_memory
 from moleclip.weights import default_init, init_digest, load_encoder
+<<<<<<< HEAD
+=======
+from moleclip.workers import default_workers
+
+
+def draw_rows(data, world=ALONE, r_groups=False):
+    """Return ({row: zlib stream} of what can be drawn, why each row is left out or "").
+
+    Raises click.ClickException if there is no picture.
+    """
+    mine = data.molecules[world.rank :: world.size]  # the processes share the drawing
+    workers = max(1, default_workers() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    shares = [{}]
+    with rank0_bar("drawing", "molecules", len(mine), world) as bar:
+        for molecule, result in draw_all(mine, workers, r_groups=r_groups):
+            shares[0][molecule.row] = result if isinstance(result, Rejected) else result[0]
+            bar.update()
+    if world.size > 1:
+        own, shares = shares[0], [None] * world.size
+        torch.distributed.all_gather_object(shares, own)
+    pictures, problems = {}, list(data.problems)
+    for row, result in sorted(item for share in shares for item in share.items()):
+        if isinstance(result, Rejected):
+            problems[row] = str(result)
+        else:
+            pictures[row] = result
+    problems = [problem or data.why_unlabelled(row) for row, problem in enumerate(problems)]
+    if not world.rank:
+        print_rejected(data, problems)
+    if not pictures:
+        raise click.ClickException(
+            f"{data.path}: none of its {len(data)} rows is a readable molecule"
+        )
+    return pictures, problems
+
+
+def print_rejected(data, problems):
+    """Print which rows are left out and why."""
+    rejected = [pair for pair in zip(data.molecules, problems) if pair[1]]
+    for molecule, problem in rejected[:5]:
+        click.echo(f"{data.place(molecule)} is left out: {problem}", err=True)
+    if len(rejected) > 5:
+        click.echo(f"... and {len(rejected) - 5} more; all are named in predictions.csv", err=True)
+
+
+@dataclass
+class Experiment:
+    """What all seeds and trials of a run share; parts can be left out, to study them."""
+
+    data: Data
+    pictures: dict  # {row: zlib stream}: 3 kB each, unpacked they would be 50
+    config: dict
+    device: torch.device
+    dtype: torch.dtype | None  # of training with gradients; None: fp32
+    world: Distributed
+    with_baselines: bool = True
+    head_first: bool = True
+    rates: Callable = warmup_cosine
+    compared: dict = field(default_factory=dict)  # the baselines' predictions, by seed
+    announced: bool = False
+    splits: dict = field(default_factory=dict)  # {seed: split}
+
+    def __post_init__(self):
+        self.seen = seen_by(self.config["init"])
+        random = self.config["init"].startswith("scratch:")
+        rows = len(self.data)
+        self.frozen = FrozenEncoder(self.pictures, rows, random, self.device, self.world)
+
+    def usable(self):
+        """Return the rows with a picture and a label."""
+        rows = [row for row in sorted(self.pictures) if not self.data.problems[row]]
+        return [row for row in rows if not self.data.why_unlabelled(row)]
+
+    def make_splits(self, force=False):
+        """Split for every seed, leave out what can't be learned, and note it in the settings."""
+        data, config, first = self.data, self.config, not self.world.rank
+        self.splits = make_splits(data, self.usable, config["split"], config["seeds"], first)
+        pairs = enumerate(data.problems)
+        data.problems = [problem or data.why_unlabelled(row) for row, problem in pairs]
+        config |= {"targets": data.targets, "classes": data.classes, "task": data.task}
+        if not force:
+            refuse_seen(data, self.splits, config, self.seen)
+
+    def run_seed(self, folder, seed, trial):
+        """Train, test and write one complete folder; return its SeedResult, None but on rank 0.
+
+        A folder that is complete already is left as it is, and read.
+        """
+        config, data, first = self.config | trial | {"seed": seed}, self.data, not self.world.rank
+        if self.world.from_rank0(lambda: finished(folder, config)):
+            return read_result(folder, data) if first else None
+        if first:
+            save_json(folder / "config.json", config)
+        split = self.splits[seed]
+        known, scale = data.labels[split["train"]], LabelScale.identity(len(data.targets))
+        if data.task == "regression" and not config["raw_labels"]:
+            scale = LabelScale.of(known)
+        weights = config["pos_weight"] and positive_weights(known, config["pos_weight"])
+        labels = torch.from_numpy(scale.standardise(data.labels)).float()
+        objective = Objective(labels, split, Loss(data.task, weights))
+        model, history, predicted = self.fit(folder, seed, trial, objective, scale)
+        result = None
+        if first:
+            compared = self.compare(seed, objective, scale)
+            result = make_result(data, seed, split, history, predicted, compared)
+            own = molecule_hashes(data.smiles[row] for row in split["train"])
+            seen = torch.unique(torch.cat([*[self.seen.molecules] * self.seen.labelled, own]))
+            save_result(folder, result, model, data, self.pictures, config, seen)
+        self.world.barrier()
+        return result
+
+    def fit(self, folder, seed, trial, objective, scale):
+        """Return (model, history, predictions {row: (targets,)}) of one seed and one trial."""
+        config = self.config
+        torch.manual_seed(seed)
+        encoder = load_encoder(config["init"], seed)
+        model = Model(encoder, len(self.data.targets), scale)
+        plan = Plan(config["epochs"], config["batch"], seed, f"seed {seed}", config["patience"])
+        if config["freeze"]:
+            history, found = self.fit_frozen(model, trial, objective, plan)
+        else:
+            history, found = self.fit_whole(folder, model, trial, objective, plan)
+        return model, history, dict(zip(sorted(self.pictures), found))
+
+    def fit_frozen(self, model, trial, objective, plan):
+        """Train the head on embeddings, on the CPU; return (history, predictions of all rows)."""
+        embeddings = self.frozen.embeddings(model.encoder, plan.seed)
+        history = train_head(model.cpu().head, embeddings, objective, trial["lr_head"], plan)
+        with torch.no_grad():
+            outputs = model.head(embeddings[sorted(self.pictures)])
+            return history, model.unscale(outputs, self.data.task).numpy()
+
+    def fit_whole(self, folder, model, trial, objective, plan):
+        """Train encoder and head together; return (history, predictions of all rows)."""
+        micro = fitting_batch(model.encoder.arch, self.device, self.dtype)
+        micro, augment = min(plan.batch, micro), trial["augment"]
+        embedder = Embedder(model.to(self.device).encoder, self.device, self.dtype, augment, micro)
+        source = PictureSource(model, self.pictures, embedder, self.world)
+        if not self.announced and self.device.type == "cpu" and not self.world.rank:
+            print_estimate(source, objective.split, plan.epochs, plan.batch)
+        self.announced, start, progress = True, None, folder / "progress.pt"
+        if self.head_first and not self.world.from_rank0(progress.exists):
+            start = self.frozen.probe_head(model, trial["lr_head"], objective, plan)
+        self.world.barrier()
+        scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
+        optimizers = [adam(model.encoder, trial["lr_encoder"]), adam(model.head, trial["lr_head"])]
+        plan = plan._replace(rates=self.rates)
+        history = train(source, objective, optimizers, plan, scaler, progress, start)
+        batch, rows, task = min(64, plan.batch), sorted(self.pictures), self.data.task
+        found = predict_rows(model, self.pictures, rows, task, batch, self.device, self.world)
+        return history, found
+
+    def compare(self, seed, objective, scale):
+        """Return {name: predictions of the test part} of the baselines, made once for a seed.
+
+        Their MLP has the learning rates and epochs of the model's head.
+        """
+        if self.with_baselines and seed not in self.compared:
+            epochs, patience = HEAD_EPOCHS, HEAD_PATIENCE
+            if self.config["freeze"]:
+                epochs, patience = self.config["epochs"], self.config["patience"]
+            plan = Plan(epochs, 64, seed, "ECFP + MLP", patience)
+            rates = self.config["rates"]
+            self.compared[seed] = baselines(self.data, scale, objective, rates, plan)
+        return self.compared.get(seed, {})
+
+>>>>>>> trust
 
 COUNT = click.IntRange(1)
 TASKS = click.Choice(["auto", "regression", "classification"])

@@ -3,13 +3,20 @@
     python benchmarks/bundle.py molecules druglike.smi.gz -o data/druglike_100000.smi.gz
     python benchmarks/bundle.py left-out druglike_100000.smi.gz *.csv.gz -o left_out.smi.gz
     python benchmarks/bundle.py release encoder.pt      # seconds; writes weights/
+    python benchmarks/bundle.py seen data/druglike_100000.smi.gz    # a minute; what it drew
 
 Before the last lies pretraining, see weights/README.md. molecules (minutes): a random sample of a
 large file, after every molecule of the eight evaluation sets is taken out (not only those of their
+<<<<<<< HEAD
 test parts, so that no seed of a split matters), by RDKit's canonical SMILES. left-out: those
 molecules of a file that also stand in others, compared as cluster.py --leave-out does; with it the
 encoder sees none of them. release: the encoder in fp16 without heads and optimiser, with its
 SHA-256, log and curves beside it.
+=======
+test parts, so that no seed of a split matters), by RDKit's canonical SMILES. release: the encoder
+in fp16 without heads and optimiser, with its SHA-256, log and curves beside it. seen: the hashes of
+the molecules that it learned from, by which finetune.py says which of a table it knows.
+>>>>>>> trust
 """
 
 import gzip
@@ -26,6 +33,7 @@ from record import ROOT
 
 from moleclip.features import overlap
 from moleclip.files import save_whole
+from moleclip.model import molecule_hashes
 from moleclip.molecules import read_molecules
 from moleclip.weights import load_checkpoint, save_checkpoint
 
@@ -108,6 +116,17 @@ def release(encoder):
         shutil.copy(Path(encoder).with_suffix(suffix), RELEASED.with_suffix(suffix))
     size = RELEASED.stat().st_size / 1e6
     print(f"{RELEASED}: {size:.1f} MB, step {checkpoint['step']}, SHA-256 {digest}")
+
+
+@main.command()
+@click.argument("source")
+def seen(source):
+    """Write the hashes of the molecules of SOURCE, int64, beside the bundled encoder."""
+    hashes = molecule_hashes(molecule.smiles for molecule in read_molecules(source)).numpy()
+    path, packed = RELEASED.with_suffix(".seen.npy"), io.BytesIO()
+    np.save(packed, hashes)
+    save_whole(path, lambda name: name.write_bytes(packed.getvalue()))
+    print(f"{path}: {len(hashes)} molecules")
 
 
 if __name__ == "__main__":

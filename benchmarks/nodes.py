@@ -1,6 +1,7 @@
 """Two torchrun agents on this machine, as two nodes: the same numbers, and what a loss costs.
 
     python benchmarks/nodes.py       # 5 minutes on 2 cores; writes results/nodes.csv
+    python benchmarks/nodes.py equality second-node-killed      # some of it; other rows stay
 
 Each agent has a folder of its own for a disk, with shards, labels and a table. Pretraining and
 finetuning by two agents are compared with one process. Then a node is killed in the middle, first
@@ -21,7 +22,7 @@ import time
 from pathlib import Path
 
 import torch
-from record import ROOT, read_csv, record
+from record import RESULTS, ROOT, read_csv, record
 
 BIN = Path(sys.executable).parent
 NANO = "--init scratch:nano --batch 32 --precision fp32 --log-every 1 --save-every 4 --lr 1e-4"
@@ -43,7 +44,7 @@ def run(words, disk):
 
 def end_well(process, disk):
     """Wait for the good end of a process."""
-    code = process.wait(600)
+    code = process.wait(3000)
     assert code == 0, f"{process.args}: {code}\n{(disk / 'said.txt').read_text()}"
 
 
@@ -154,6 +155,14 @@ def kill_node(agent):
         os.kill(pid, signal.SIGKILL)
 
 
+ENDS = {  # which of the two is lost, and how
+    "second-node-killed": (1, kill_node),
+    "first-node-killed": (0, kill_node),
+    "second-agent-killed": (1, lambda agent: agent.kill()),
+    "second-node-told": (1, lambda agent: agent.terminate()),
+}
+
+
 def loss_of(name, which, end, disks):
     """Return the row of a run that loses a node by end(agent), and of how it goes on."""
     words = f"{NANO} --epochs 99 --steps {STEPS} -o {name}.pt".split()
@@ -163,9 +172,9 @@ def loss_of(name, which, end, disks):
         time.sleep(0.01)
     began = time.time()
     end(agents[which])
-    code = agents[1 - which].wait(120)
+    code = agents[1 - which].wait(600)
     seconds = time.time() - began
-    agents[which].wait(120)
+    agents[which].wait(600)
     said = (disks[1 - which] / "said.txt").read_text().splitlines()
     lines = [line for line in said if "go on with: " in line]
     assert code == 1 and len(lines) == 1, said
@@ -177,18 +186,19 @@ def loss_of(name, which, end, disks):
     return row(f"until the other ends: {name}", seconds, moved, apart)
 
 
+def keep(rows):
+    """Write rows into the results, in the place of those of the same names."""
+    names = [row["what"] for row in rows]
+    before = read_csv(RESULTS / "nodes.csv")
+    record("nodes", [row for row in before if row["what"] not in names] + rows, ("torch",))
+
+
 def main():
-    ends = {
-        "second-node-killed": (1, kill_node),
-        "first-node-killed": (0, kill_node),
-        "second-agent-killed": (1, lambda agent: agent.kill()),
-        "second-node-told": (1, lambda agent: agent.terminate()),
-    }
+    trials = sys.argv[1:] or ["equality", *ENDS]
     with tempfile.TemporaryDirectory() as folder:
         disks = lay_out(Path(folder))
-        rows = equality(disks)
-        rows += [loss_of(name, which, end, disks) for name, (which, end) in ends.items()]
-    record("nodes", rows, ("torch",))
+        for name in trials:
+            keep(equality(disks) if name == "equality" else [loss_of(name, *ENDS[name], disks)])
 
 
 if __name__ == "__main__":

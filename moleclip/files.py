@@ -11,7 +11,6 @@ import struct
 import sys
 import zipfile
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 
 import click
@@ -24,6 +23,7 @@ except ImportError:  # Windows has no such locks
 
 ROOT = Path(__file__).resolve().parent.parent  # the project's folder
 UTF8 = 'UTF-8 (in Excel: "CSV UTF-8")'
+SAID = set()  # what say_once has printed, or is about
 
 
 def open_bytes(path):
@@ -235,10 +235,11 @@ def map_member(path, archive, info):
     return np.memmap(path, dtype, "r", start, shape)
 
 
-@cache
-def say_once(text):
-    """Print a line to stderr, unless it was printed before."""
-    click.echo(text, err=True)
+def say_once(text, about=""):
+    """Print a line to stderr, unless it was printed before, or another about the same."""
+    if (about or text) not in SAID:
+        SAID.add(about or text)
+        click.echo(text, err=True)
 
 
 def one_line(error):

@@ -174,13 +174,13 @@ def check_lines(where, header, cells, parts):
     So it is where its cells don't fit, or where more of its lines than the one whose SMILES it
     has are records by themselves. parts: the cells of those that may be.
     """
-    several = f"{where} are one record, because of a quote that "
-    several += "is opened in one and closed in another"
+    several = f"{where} are one record, by a quote opened in one and closed in another"
     found = (header.smiles_of(each).strip('"') for each in parts if not header.misfits(each))
     own = 1 if header.smiles_of(cells) else 0
     if header.misfits(cells) or len([*itertools.islice(filter(readable, found), own + 1)]) > own:
         raise click.ClickException(f"{several}; remove the stray quote, or double it")
-    say_once(f"warning: {several}")
+    of = where.rpartition(": lines ")[0]  # the file may have thousands
+    say_once(f"warning: {several}; of others like it nothing is said", about=f"records of {of}")
 
 
 def readable(text):

@@ -10,8 +10,14 @@ import torch
 from conftest import ROOT
 from views import index_pictures
 
+<<<<<<< HEAD
 from moleclip.embedder import Embedder
 from moleclip.losses import contrastive_loss
+=======
+from moleclip.encoder import Embedder
+from moleclip.model import molecule_hashes, seen_by
+from moleclip.pairs import contrastive_loss
+>>>>>>> trust
 from moleclip.weights import default_init, load_encoder
 
 WEIGHTS = ROOT / "weights" / "moleclip-small.pt"
@@ -49,6 +55,15 @@ def test_no_molecule_that_is_evaluated_was_seen():
     assert len(seen) == 100_000 and len(evaluated) > 10_000 and not seen & evaluated
     # nor is ESOL in the demo's drawings
     assert not canonical("esol.csv") & canonical("chembl_3000.smi")
+
+
+def test_its_list_holds_the_molecules_that_it_drew():
+    with gzip.open(ROOT / "data" / "druglike_100000.smi.gz", "rt") as stream:
+        drew = [next(stream).strip() for _ in range(50)]
+    seen = seen_by("bundled")
+    known = set(seen.molecules.tolist())
+    assert not seen.labelled and set(molecule_hashes(drew).tolist()) <= known
+    assert not known & set(molecule_hashes(["CCO", "c1ccccc1"]).tolist())
 
 
 @pytest.mark.parametrize("own, init", [(False, "bundled"), (True, "encoder.pt")])

@@ -454,6 +454,17 @@ def test_a_model_is_not_tested_on_what_it_was_trained_on(quick):
     assert "was trained on this table" in run("same2", text, starts=starts, code=1)
 
 
+def test_what_an_encoder_drew_without_labels_is_said(quick, road):
+    folder, run = quick
+    (folder / "drew.pt").write_bytes((road / "encoder.pt").read_bytes())
+    np.save(folder / "drew.seen.npy", molecule_hashes(SMILES[:60]).numpy())
+    starts = ["--init", folder / "drew.pt", "--freeze", "--epochs", 2]
+    said = run("drew", text_of({"y": lambda i: VALUES[i]}, 60), starts=starts)
+    assert "learned, without labels, from drawings of molecules of this table" in said
+    assert "48 of train, 6 of val, 6 of test" in said
+    assert len(torch.load(folder / "drew" / "model.pt", weights_only=True)["seen"]) == 48
+
+
 def test_pooled_errors_of_several_columns_have_no_unit(quick):
     folder, run = quick
     run("units", text_of({"a": lambda i: VALUES[i], "b": lambda i: 1000 * VALUES[i] + i % 7}, 60))
