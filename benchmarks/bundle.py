@@ -7,16 +7,11 @@
 
 Before the last lies pretraining, see weights/README.md. molecules (minutes): a random sample of a
 large file, after every molecule of the eight evaluation sets is taken out (not only those of their
-<<<<<<< HEAD
 test parts, so that no seed of a split matters), by RDKit's canonical SMILES. left-out: those
 molecules of a file that also stand in others, compared as cluster.py --leave-out does; with it the
 encoder sees none of them. release: the encoder in fp16 without heads and optimiser, with its
-SHA-256, log and curves beside it.
-=======
-test parts, so that no seed of a split matters), by RDKit's canonical SMILES. release: the encoder
-in fp16 without heads and optimiser, with its SHA-256, log and curves beside it. seen: the hashes of
-the molecules that it learned from, by which finetune.py says which of a table it knows.
->>>>>>> trust
+SHA-256, log and curves beside it. seen: the hashes of the molecules that it learned from, by which
+finetune.py says which of a table it knows.
 """
 
 import gzip

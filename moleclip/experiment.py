@@ -153,7 +153,7 @@ class Experiment:
     def save(self, folder, result, model, config, learned):
         """Write a seed's folder. learned: the rows that the model learned from."""
         own = molecule_hashes(self.data.smiles[row] for row in learned)
-        seen = torch.unique(torch.cat([self.seen.molecules, own]))
+        seen = torch.unique(torch.cat([*[self.seen.molecules] * self.seen.labelled, own]))
         save_result(folder, result, model, self.data, self.pictures, config, seen)
 
     def choose(self, folder, seed, split):

@@ -10,14 +10,9 @@ import torch
 from conftest import ROOT
 from views import index_pictures
 
-<<<<<<< HEAD
 from moleclip.embedder import Embedder
 from moleclip.losses import contrastive_loss
-=======
-from moleclip.encoder import Embedder
 from moleclip.model import molecule_hashes, seen_by
-from moleclip.pairs import contrastive_loss
->>>>>>> trust
 from moleclip.weights import default_init, load_encoder
 
 WEIGHTS = ROOT / "weights" / "moleclip-small.pt"
