@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import click
+import numpy as np
 import torch
 
 from moleclip.device import ALONE
