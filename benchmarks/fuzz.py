@@ -11,13 +11,13 @@ code 1 if there is one. The same --seed makes the same files, each by itself.
 
 import csv
 import gzip
+import importlib
 import io
 import math
 import os
 import random
 import re
 import shutil
-import subprocess
 import sys
 import time
 import traceback
@@ -36,6 +36,7 @@ from moleclip.workers import try_item
 
 SLOW = 10  # seconds of a processor that no line may take
 FILE = 1000  # lines of a file of lines
+STATIONS = ("render", "cluster", "finetune", "export", "predict")
 PLANTED = 5  # every so many lines one is planted
 ALPHABET = "CNOPSFIBrcnos[]()=#@+-/\\123456789%.:*~HDT$"
 NOTES = (
@@ -394,6 +395,9 @@ def same_label(value, planted, classes):
 def fuzz_stations(tables, folder):
     """Return (findings, tally) of tables that go through the stations, each a process."""
     findings, tally = [], Counter()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    for name in STATIONS if tables else ():
+        importlib.import_module(name)  # once, for all forks
     for table in tables:
         desk = folder / f"desk-{table.path.stem}"
         shutil.rmtree(desk, ignore_errors=True)
@@ -415,16 +419,13 @@ def walk(table, desk, tally):
     }  # fmt: skip
     for command, more in commands.items():
         script, *words = command.split()
-        done = subprocess.run(
-            [sys.executable, ROOT / script, *words, *more],
-            cwd=desk, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        last = (done.stderr.strip().splitlines() or [""])[-1]
-        became = "done" if not done.returncode else shorten(last.replace(path, ""))
+        code, said = play(script.removesuffix(".py"), [*words, *more], desk)
+        last = (said.strip().splitlines() or [""])[-1]
+        became = "done" if not code else shorten(last.replace(path, ""))
         tally[f"{script}: {became}"] += 1
-        if "Traceback" in done.stderr + done.stdout or (done.returncode and "Error" not in last):
+        if "Traceback" in said or (code and "Error" not in last):
             yield f"{command}: {last}"
-        if done.returncode:
+        if code:
             return
     for name in ("run/predictions.csv", "predictions.csv"):
         with open(desk / name, newline="", errors="surrogateescape") as stream:
@@ -434,6 +435,27 @@ def walk(table, desk, tally):
             yield f"{name} has {len(written)} rows, {len(table.smiles)} were planted"
         elif any(written[row]["smiles"] != table.smiles[row] for row in sound):
             yield f"{name}: its rows have shifted"
+
+
+def play(station, words, desk):
+    """Run a station in a fork, which spares the imports; return (exit code, what it said)."""
+    child = os.fork()
+    if not child:
+        os.chdir(desk)
+        said = os.open("said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(said, 1), os.dup2(said, 2)
+        code = 99
+        try:
+            sys.modules[station].main(words, f"{station}.py")
+        except SystemExit as left:
+            code = left.code or 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return code, (desk / "said.txt").read_text(errors="replace")
 
 
 @click.command()

@@ -10,14 +10,20 @@ import numpy as np
 BLANKS = {"", "nan", "na", "n/a", "#n/a", "n.a.", "nd", "n.d.", "null", "none", "-", "--", "–"}
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 QUALIFIED = re.compile(r"(?:[<>]=|<<|>>|[<>~≥≤≈])\s*(?=[\d.+-])")
-WITH_UNIT = re.compile(rf"({NUMBER})\s*([A-Za-zµμ%°Å][A-Za-zµμ%°Å/·*^0-9 ().-]{{0,19}})?")
+UNIT = r"[A-Za-zµμ%°Å][A-Za-zµμ%°Å/·*^0-9 ().-]{0,19}"
+WITH_UNIT = re.compile(rf"({NUMBER})\s*({UNIT})?")
+DRESSED = re.compile(  # a measurement, but no plain number: 5 ± 1, 1-2, (5), 2 × 10^-3, 1,234.5
+    rf"[(<>~≤≥=]*\s*(?:\d{{1,3}}(?:[,'’]\d{{3}})+(?:\.\d+)?|{NUMBER})"
+    rf"(?:\s*(?:±|\+/?-|–|-|to|\^|[x×*]\s*10\s*\^?)\s*{NUMBER})?\s*\)?(?:\s*\(.*\))?\s*(?:{UNIT})?"
+)
 PAIRS = ({0, 1}, {1, 2}, {-1, 1})  # of numbers that are classes
 YES = {"active", "yes", "true", "high", "positive", "pos", "+", "y", "t", "toxic", "hit", "pass"}
 NO = {"inactive", "no", "false", "low", "negative", "neg", "-", "n", "f", "nontoxic", "fail"}
 COUNTER = r"unnamed:?.*|num|no\.?|nr\.?|number|rows?|index|indices|idx|#|"
 IDENTIFIER = re.compile(  # of a name in lower case
     rf"({COUNTER})|(.*[ _.-])?(id|ids|[csau]id|cas)([ _.-].*)?"
-    r"|(.*[ _.-])?(fold|lot|batch|plate|split|seed|replicate)([ _.-]?(no|nr|num|number|id|\d+))?"
+    r"|(.*[ _.-])?(fold|lot|batch|plate|split|seed|replicate|year|date|pmid)"
+    r"([ _.-]?(no|nr|num|number|id|\d+))?"
 )
 IDS = "an index, ids or parts, by its name or as each number occurs once"
 FEW = 10  # different words that may be classes
@@ -63,7 +69,8 @@ def read_column(name, cells, comma=False, positive=None, task="auto"):
         column = two_classes(words, known, len(cells), positive)
         return column._replace(reason=IDS) if column.kind and named_as_id(name) else column
     if 2 * len(good) <= len(known):
-        return unreadable(known, words, len(good))
+        column = unreadable(known, words, len(good))
+        return column._replace(asked=column.asked and not named_as_id(name))
     column = numbers(good, known, len(cells))
     kinds = set(np.unique(column.values[~np.isnan(column.values)])) if column.kind else set()
     if kinds <= {0, 1} or (column.values.shape[1] == 1 and kinds in PAIRS):
@@ -128,6 +135,10 @@ def unreadable(known, words, good):
     if 2 * (commas + good) > len(known):
         says = "its decimal commas are read in tables separated by semicolons alone; write points"
         return Column("", says, asked=True)
+    dressed = [cell for cell in known.values() if DRESSED.fullmatch(cell.replace("−", "-"))]
+    if 2 * len(dressed) > len(known):
+        odd = next((cell for cell in dressed if not read_cell(cell)), dressed[0])
+        return Column("", f"its cells are no plain numbers ({odd[:40]!r}); write one in each", True)
     shown = ", ".join(" ".join(word.split())[:40] for word in list(words)[:3])
     if len(words) == 1:
         return Column("", "the same in every row")

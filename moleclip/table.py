@@ -29,6 +29,8 @@ class Data:
         if input_kind(path, smiles_column) != "table" or path == "-":
             raise click.ClickException(f"{path}: labels need a .csv or .tsv file with a header")
         self.molecules = list(read_molecules(path, smiles_column))
+        if len(self.molecules) == 1:
+            raise click.ClickException(f"{path}: has one row; a model needs more to learn from")
         self.header = list(self.molecules[0].fields)
         self.smiles_column = find_smiles_column(path, self.header, smiles_column)
         self.smiles = [molecule.smiles for molecule in self.molecules]
@@ -96,10 +98,11 @@ class Data:
         doubtful = [name for name, column in read.items() if column.asked]
         if doubtful:
             name = doubtful[0]
-            choice = ", ".join(f"--target {each}" for each in (name, *found))
+            choice = [each for each in (name, *found) if read[each].kind]
+            choice = ", ".join(f"--target {each}" for each in choice)
             raise click.ClickException(
-                f"{self.path}: {name} looks like labels, but {read[name].reason}; "
-                f"say what to learn, such as {choice}"
+                f"{self.path}: {name} looks like labels, but {read[name].reason}"
+                + f"; say what to learn, such as {choice}" * bool(choice)
             )
         if not found:
             reasons = ", ".join(f"{name} ({why})" for name, why in self.left_out.items())
@@ -177,7 +180,7 @@ class Data:
         """Return lines that say what of the table is learned, what isn't, and why."""
         lines = []
         if self.left_out:
-            names = [f"{name} ({why})" for name, why in self.left_out.items()]
+            names = [f"{name.strip() or 'no name'} ({why})" for name, why in self.left_out.items()]
             more = f", and {len(names) - 12} more" if len(names) > 12 else ""
             lines.append(
                 f"not learned: {', '.join(names[:12])}{more}; --target names what to learn"

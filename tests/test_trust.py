@@ -63,6 +63,11 @@ def test_decimal_commas_are_read_where_semicolons_separate(tmp_path):
         (lambda i: f"{i}.5 nM" if i % 2 else f"{i}.5", "units are mixed (20 bare, 20 in nM)"),
         (lambda i: ["low", "middle", "high"][i % 3], "3 different words (low, middle, high)"),
         (lambda i: i + 0.5 if i % 5 < 2 else f"below {i}", "most of its cells are no numbers"),
+        (lambda i: f"{i}.5 ± 0.1 nM", "its cells are no plain numbers ('0.5 ± 0.1 nM')"),
+        (lambda i: f"{i}.5-{i + 1}", "its cells are no plain numbers ('0.5-1')"),
+        (lambda i: f'"{i + 1},500.5"', "its cells are no plain numbers ('1,500.5')"),
+        (lambda i: f"({i}.5)", "its cells are no plain numbers ('(0.5)')"),
+        (lambda i: f"{i}.2 × 10^-3", "its cells are no plain numbers ('0.2 × 10^-3')"),
     ],
 )
 def test_a_doubtful_column_beside_another_asks(tmp_path, cell, says):
@@ -96,6 +101,10 @@ def test_numbers_and_classes_ask_which(tmp_path):
         ("code", lambda i: f"{1000 + (i * 17) % 41}.0"),
         ("index", lambda i: i),
         ("split", lambda i: ["train", "test"][i % 5 > 3]),
+        ("Year", lambda i: 1990 + i % 9),
+        ("date", lambda i: f"2021-{i % 12 + 1:02d}"),
+        ("CAS", lambda i: f"{50 + i}-00-{i % 10}"),
+        ("compound", lambda i: f"{i}-aminophenol"),
     ],
 )
 def test_ids_folds_and_lots_are_no_labels(tmp_path, name, cell):
@@ -191,6 +200,7 @@ def test_three_words_and_mixed_units_say_what_to_do(tmp_path):
     three = {"activity": lambda i: ["active", "inactive", "unsure"][i % 3]}
     for options in ({}, {"targets": ["activity"]}):
         line = refusal(tmp_path, three, **options)
+        assert "--target" not in line  # which would be refused as well
         assert "3 different words" in line and "leave blank what is neither" in line
     mixed = {"IC50": lambda i: f"{i}.5 nM" if i % 2 else f"{i}.5 µM"}
     assert "write all in one" in refusal(tmp_path, mixed, targets=["IC50"])
@@ -278,6 +288,8 @@ def test_few_replicates_leave_the_papers_lists(capsys):
 
 
 def test_too_few_molecules_are_told(tmp_path):
+    with pytest.raises(click.ClickException, match="has one row"):
+        table_of(tmp_path, "smiles,y\nCCO,1.5\n")
     one = table_of(tmp_path, "smiles,y\n" + "".join(f"CCO,{i}.5\n" for i in range(20)))
     with pytest.raises(click.ClickException, match="1 molecules with labels.*20 rows repeat"):
         make_splits(one, usable(one), "random", [1])
