@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
-from moleclip.calibration import platt
-from moleclip.table import LabelScale
+from moleclip.calibration import platt_each
+from moleclip.table import LabelScale, patterns_of
 
 CAP = 8  # a fragment that occurs more often counts so many times
 CUT = 8.0  # standard deviations at which an embedding is cut off
@@ -169,14 +169,6 @@ class Rows(NamedTuple):
         return Rows(tensors, {kind: self.matrices[kind] for kind in features})
 
 
-def patterns_of(labels):
-    """Return [(rows, targets)], arrays of places, of targets that are known on the same rows."""
-    found = {}
-    for t, known in enumerate(~np.isnan(labels).T):
-        found.setdefault(known.tobytes(), (np.flatnonzero(known), []))[1].append(t)
-    return list(found.values())
-
-
 def too_costly(labels):
     """Tell whether labels (n, targets) are more than a Gaussian process can learn exactly."""
     return sum(float(len(rows)) ** 3 for rows, _ in patterns_of(labels)) > COST
@@ -273,7 +265,8 @@ def fit_gp(rows, labels, folds, task):
         scores[here] = told.numpy() * scale.std[targets] + scale.mean[targets]
         spreads[here] = spread.numpy()[:, None] * scale.std[targets]
     if task == "classification":
-        found |= platt_tensors(scores, (labels + 1) / 2)
+        slope, offset = platt_each(scores, (labels + 1) / 2)
+        found |= {"slope": torch.from_numpy(slope), "offset": torch.from_numpy(offset)}
     return GaussianProcess(rows.tensors | found), scores, spreads
 
 
@@ -304,13 +297,3 @@ def whiten(block, some):
     free = block.diagonal() - ((white @ block[some]) ** 2).sum(0)
     free[some] = 1 / (white**2).sum(0)  # of the diagonal of the inverse
     return white.float(), free.clamp(min=1e-12).sqrt()
-
-
-def platt_tensors(scores, labels):
-    """Return {"slope", "offset"}, float64 (targets,), that make scores of 0 and 1 probabilities."""
-    pairs = []
-    for told, wanted in zip(scores.T, labels.T):
-        known = ~np.isnan(wanted)
-        pairs.append(platt(told[known], wanted[known]))
-    slope, offset = np.array(pairs).T
-    return {"slope": torch.from_numpy(slope), "offset": torch.from_numpy(offset)}
