@@ -195,7 +195,7 @@ def to_int8(model):
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     del model.graph.value_info[:]  # quantize_dynamic takes its own and refuses these
-    heads = [node.name for node in model.graph.node if any(".head." in i for i in node.input)]
+    heads = [node.name for node in model.graph.node if any("head." in i for i in node.input)]
     heads += [f"{name}_MatMul" for name in heads]  # which it calls a Gemm
     logging.getLogger().setLevel(logging.ERROR)  # it advises a preprocessing that has no use here
     with tempfile.TemporaryDirectory() as folder:

@@ -206,8 +206,11 @@ def check_asked(model, loaded, source, asked):
         )
 
 
-def check_pictures(model, loaded, given):
+def check_pictures(model, loaded, given, views):
     """Refuse pictures where the model looks at fingerprints alone; say so where it has another."""
+    if views > 1 and "images" not in loaded.inputs:
+        says = "looks at fingerprints alone, and has no drawings to vary; leave out --views"
+        raise click.ClickException(f"{model}: {says}")
     if given.files and "images" not in loaded.inputs:
         says = "looks at fingerprints alone, which pictures don't have; give SMILES"
         raise click.ClickException(f"{model}: {says}")
@@ -376,7 +379,7 @@ def main(arguments, **asked):
         loaded.columns(asked.views, asked.interval),
     )
     check_views(source, given, asked.views)
-    check_pictures(model, loaded, given)
+    check_pictures(model, loaded, given, asked.views)
     if asked.keep_columns:
         given.keep_columns({*OWN, *columns})
     out, embeddings, html = name_outputs(asked, given.path, model)

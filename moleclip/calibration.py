@@ -94,7 +94,7 @@ def platt(scores, labels):
 
 
 def platt_each(scores, labels):
-    """Return (slopes, offsets), float64 (targets,), of `platt` on the known of labels (n, targets)."""
+    """Return (slopes, offsets) of `platt` for each target, of labels (n, targets), NaN: unknown."""
     pairs = []
     for told, wanted in zip(scores.T, labels.T):
         known = ~np.isnan(wanted)
