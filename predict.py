@@ -11,9 +11,8 @@ why in its line.
 
 import hashlib
 import itertools
-import tempfile
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +24,7 @@ from rdkit import rdBase
 from tqdm import tqdm
 
 from moleclip import options
+from moleclip.calibration import LEVEL
 from moleclip.features import featurize
 from moleclip.files import check_output, final_path, save_whole
 from moleclip.formats import find_smiles_column, input_kind
@@ -37,7 +37,7 @@ from moleclip.molecules import (
     input_facts,
     read_molecules,
 )
-from moleclip.onnxmodel import OnnxModel
+from moleclip.onnxmodel import OWN, OnnxModel
 from moleclip.outputs import ResumableCsv, all_parts, join_tables, write_report
 from moleclip.pictures import content_hash, is_picture, pictures_in, read_picture
 from moleclip.styles import FONTS, font_path
@@ -48,7 +48,6 @@ from moleclip.workers import parallel, prefetch
 WINDOW = 256
 # Pictures in one call: a small batch stays in a CPU's cache, and its pictures have like ink.
 BATCH = {"CPU": 8, "CUDA": 64}
-OWN = ("row", "smiles", "name", "nearest_training", "note", "error")  # columns of predictions.csv
 
 
 class MoleculeFile:
@@ -149,66 +148,24 @@ def open_source(path, smiles_column=None):
     return MoleculeFile(path, smiles_column)
 
 
-def value_columns(model, views):
-    """Return the names, with units, of targets, an ensemble's spreads, those of views, classes."""
-    units = [unit and f" ({unit})" for unit in model.units]
-    names = [f"predicted_{n}{u}" if n in OWN else n + u for n, u in zip(model.targets, units)]
-    for kind in ["_spread"] * ("spread" in model.outputs) + ["_view_spread"] * (views > 1):
-        names += [f"{name}{kind}{unit}" for name, unit in zip(model.targets, units)]
-    return names + [f"{name}_class" for name, words in zip(model.targets, model.classes) if words]
+def class_columns(model):
+    """Return the names of the columns that name the likelier class."""
+    return [f"{name}_class" for name, words in zip(model.targets, model.classes) if words]
 
 
-def predict_window(model, window, batch):
-    """Return one entry for each (molecule, Features) of a window: see `average_views`.
-
-    Pictures with about the same ink go into one call, since a model that skips white patches works
-    as long as its fullest picture takes.
-    """
-    todo, found = [], {}
-    for i, (_, result) in enumerate(window):
-        if not isinstance(result, Rejected):
-            found[i] = {}
-            todo += [(ink, i, view) for view, ink in enumerate(result.ink)]
-    todo.sort()
-    for start in range(0, len(todo), batch):
-        places = todo[start : start + batch]
-        outputs = model.run([window[i][1].streams[view] for _, i, view in places])
-        for k, (_, i, view) in enumerate(places):
-            found[i][view] = {name: values[k] for name, values in outputs.items()}
-    return [
-        average_views(found[i]) if i in found else result for i, (_, result) in enumerate(window)
-    ]
-
-
-def average_views(views):
-    """Return (values, embedding) of one molecule from {view: {output: values}}.
-
-    values: float32 (columns,), the model's outputs and the spread over views; embedding: float32
-    (width,). A Rejected where they are no finite numbers.
-    """
-    stacked = {name: np.stack([views[v][name] for v in sorted(views)]) for name in views[0]}
-    values = [stacked[name].mean(0) for name in ("prediction", "spread") if name in stacked]
-    if len(views) > 1 and "prediction" in stacked:
-        values.append(stacked["prediction"].std(0))
-    values = np.concatenate(values or [np.zeros(0, np.float32)])
-    embedding = stacked["embedding"].mean(0) if "embedding" in stacked else np.zeros(0)
-    if not (np.isfinite(values).all() and np.isfinite(embedding).all()):
-        return Rejected("the model gives no finite number for it")
-    return values, embedding
-
-
-def predict_all(model, source, output, part, batch, drawn):
+def predict_all(model, source, output, asked, batch, drawn):
     """Predict and write what is drawn of a source's part, window by window, while more is drawn.
 
     drawn: (molecule, Features) pairs of the rows that `output` has not yet.
     """
     size = WINDOW if batch <= WINDOW // 4 else BLOCK
-    total = part.size(source.rows)
+    total = asked.part.size(source.rows)
     bar = tqdm(total=total, initial=output.rows, desc="predicting", unit=" molecules", disable=None)
     with closing(prefetch(drawn, 2 * size)) as ahead, bar:
         for _, window in itertools.groupby(ahead, lambda pair: pair[0].row // size):
             window = list(window)
-            write_window(model, source, output, window, predict_window(model, window, batch))
+            results = model.predict_window(window, batch, asked.interval)
+            write_window(model, source, output, window, results)
             bar.update(len(window))
 
 
@@ -242,7 +199,7 @@ def check_asked(model, loaded, source, asked):
     """Raise click.ClickException if the model, or the input, can't give what is asked for."""
     if asked.embeddings and not loaded.width:
         raise click.ClickException(
-            f"{model}: an ensemble has no embedding; "
+            f"{model}: an ensemble, or a model of fingerprints alone, has no embedding; "
             "export one of its members alone for --embeddings"
         )
     if not loaded.targets and not asked.embeddings:
@@ -253,6 +210,19 @@ def check_asked(model, loaded, source, asked):
         raise click.UsageError(
             "--resume and --part need a file: standard input can't be read twice"
         )
+
+
+def check_pictures(model, loaded, given, views):
+    """Refuse pictures where the model looks at fingerprints alone; say so where it has another."""
+    if views > 1 and "images" not in loaded.inputs:
+        says = "looks at fingerprints alone, and has no drawings to vary; leave out --views"
+        raise click.ClickException(f"{model}: {says}")
+    if given.files and "images" not in loaded.inputs:
+        says = "looks at fingerprints alone, which pictures don't have; give SMILES"
+        raise click.ClickException(f"{model}: {says}")
+    if given.files and "prediction_picture" in loaded.outputs:
+        says = "predicted from pictures alone, by a head that learned without fingerprints"
+        click.echo(f"{given.path}: {says}", err=True)
 
 
 def check_views(source, given, views):
@@ -299,19 +269,8 @@ def facts_of(loaded, given, columns, batch, asked):
         "rdkit": rdBase.rdkitVersion,
         "onnxruntime": onnxruntime.__version__,
         "pillow": PIL.__version__ if given.files else None,
+        **({"interval": asked.interval} if loaded.facts.get("intervals") else {}),
     }
-
-
-@contextmanager
-def saved_training(loaded):
-    """Give the training fingerprints as a .npy for the workers while the block runs, or None."""
-    if loaded.training is None:
-        yield None
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "training.npy"
-        np.save(path, loaded.training)
-        yield str(path)
 
 
 def drawn_rows(loaded, given, output, asked, training):
@@ -319,7 +278,7 @@ def drawn_rows(loaded, given, output, asked, training):
     mine = (molecule for molecule in given if asked.part.has(molecule.row))
     wanted = itertools.islice(mine, output.rows, None)
     how = loaded.drawing | {"views": asked.views, "pictures": bool(given.files)}
-    how |= {"patch": loaded.patch, "training": training}
+    how |= {"patch": loaded.patch, "training": training, "drawn": "images" in loaded.inputs}
     return parallel(featurize, wanted, asked.workers, **how)
 
 
@@ -392,6 +351,13 @@ def read_embeddings(path):
     type=click.Path(path_type=Path),
     help="Write a page with the molecules drawn, to sort and filter.",
 )
+@click.option(
+    "--interval",
+    default=LEVEL,
+    show_default=True,
+    type=click.FloatRange(0.01, 0.999),
+    help="Share of molecules whose value TARGET_low and TARGET_high should hold between them.",
+)
 @click.option("--join", is_flag=True, help="Join the files of all parts instead, of --part.")
 @options.resume("Go on where an interrupted run with the same arguments ended.")
 @options.part("Predict every N-th block of 1024 rows from the I-th, for a job array.")
@@ -414,25 +380,35 @@ def main(arguments, **asked):
     model, source = arguments
     loaded = OnnxModel(model, asked.provider)
     check_asked(model, loaded, source, asked)
-    given, columns = open_source(source, asked.smiles_column), value_columns(loaded, asked.views)
+    given = open_source(source, asked.smiles_column)
+    columns = loaded.columns(asked.views, asked.interval) + class_columns(loaded)
     check_views(source, given, asked.views)
+    check_pictures(model, loaded, given, asked.views)
     if asked.keep_columns:
         given.keep_columns({*OWN, *columns})
     out, embeddings, html = name_outputs(asked, given.path, model)
-    for notice in filter(None, (loaded.notice, loaded.slow())):
+    for notice in filter(None, (loaded.notice, loaded.slow(), no_interval(loaded, asked))):
         click.echo(notice, err=True)
     batch = asked.batch or BATCH.get(loaded.device, 64)
     facts = facts_of(loaded, given, columns, batch, asked)
     output, began = ResumableCsv(out, embeddings, loaded.width, facts, asked.resume), time.time()
-    with output.guarded(resumable=source != "-"), saved_training(loaded) as training:
+    with output.guarded(resumable=source != "-"), loaded.saved_training() as training:
         drawn = drawn_rows(loaded, given, output, asked, training)
-        predict_all(loaded, given, output, asked.part, batch, drawn)
+        predict_all(loaded, given, output, asked, batch, drawn)
     print_summary(output, loaded.device, time.time() - began)
     if html:
         title = f"{', '.join(loaded.targets) or 'Molecules'}, predicted for {Path(given.path).name}"
         targets = dict(zip(columns, loaded.meanings()))
         write_report(html, out, title, targets, given.files, asked.workers, **loaded.drawing)
         click.echo(f"{html}: {html.stat().st_size / 1e6:.1f} MB, open it in a browser")
+
+
+def no_interval(loaded, asked):
+    """Return why some targets have no interval of the wanted level though the model has others."""
+    lacks = np.isnan(loaded.spans(asked.interval))
+    if loaded.facts.get("intervals") and lacks.all():
+        return f"no intervals: too few held-out molecules for --interval {asked.interval:g}"
+    return ""
 
 
 def print_summary(output, device, seconds):

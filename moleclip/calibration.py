@@ -93,6 +93,16 @@ def platt(scores, labels):
     return float(found[0]), float(found[1])
 
 
+def platt_each(scores, labels):
+    """Return (slopes, offsets) of `platt` for each target, of labels (n, targets), NaN: unknown."""
+    pairs = []
+    for told, wanted in zip(scores.T, labels.T):
+        known = ~np.isnan(wanted)
+        pairs.append(platt(told[known], wanted[known]))
+    slopes, offsets = np.array(pairs).T
+    return slopes, offsets
+
+
 def interval_facts(truth, predicted, half):
     """Return {"coverage", "width"} of intervals predicted +- half on known labels, {} without any.
 

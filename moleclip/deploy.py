@@ -1,11 +1,15 @@
-"""The model as one ONNX file has it: what is exported, in fp32 or with its encoders in fp16."""
+"""The model as one ONNX file has it: one run's or several', in fp32 or with encoders in fp16."""
 
 import copy
 
+import click
 import numpy as np
 import torch
 
-from moleclip.model import FrozenModel
+from moleclip.calibration import pooled
+from moleclip.model import FrozenModel, load_model, same_encoder, same_weights, why_unlike
+from moleclip.molecules import MAX_ATOMS
+from moleclip.pixels import SIZE
 
 
 class Deployed(torch.nn.Module):
@@ -102,3 +106,128 @@ def to_fp16(deployed):
         visual.positional_embedding.data = visual.positional_embedding.data.half()
         visual.conv1 = CastToHalf(visual.conv1)
     return deployed
+
+
+def combine(paths, force=False):
+    """Return (Deployed, [checkpoint, ...]) of model.pt files: heads on one encoder, or an ensemble.
+
+    Raises click.ClickException for models that can't be one file.
+    """
+    models, checkpoints = zip(*(load_model(path) for path in paths))
+    check_drawings(paths, checkpoints)
+    check_distinct(paths, models, checkpoints)
+    check_alone(paths, models)
+    shared = all(same_encoder(model.encoder, models[0].encoder) for model in models)
+    for model in models if shared else ():
+        model.encoder = models[0].encoder
+    predicts = [(checkpoint["targets"], checkpoint["task"]) for checkpoint in checkpoints]
+    ensemble = len(models) > 1 and all(what == predicts[0] for what in predicts)
+    if ensemble:
+        check_ensemble(paths, checkpoints, force)
+    else:
+        check_heads(checkpoints, shared)
+    encoders = [model.encoder for model in models[: 1 if shared else None]]
+    tasks = [checkpoint["task"] for checkpoint in checkpoints]
+    return Deployed(encoders, models, tasks, ensemble).eval(), checkpoints
+
+
+def check_drawings(paths, checkpoints):
+    """Raise click.ClickException if the models were trained on different drawings."""
+    first = drawing(checkpoints[0])
+    for path, checkpoint in zip(paths, checkpoints):
+        if drawing(checkpoint) != first:
+            raise click.ClickException(
+                f"{path}: was trained on other drawings ({drawing(checkpoint)}) "
+                f"than {paths[0]} ({first}); export them separately"
+            )
+
+
+def check_distinct(paths, models, checkpoints):
+    """Raise click.ClickException if a model is given twice."""
+    entries = list(zip(paths, models, checkpoints))
+    for i, (path, model, checkpoint) in enumerate(entries):
+        for before, other, known in entries[:i]:
+            if (
+                checkpoint["targets"] == known["targets"]
+                and same_encoder(model.encoder, other.encoder)
+                and same_weights(model, other)
+            ):
+                raise click.ClickException(
+                    f"{path} and {before} hold the same model (a run folder's model.pt is a copy "
+                    "of its best seed's); give each once"
+                )
+
+
+def check_alone(paths, models):
+    """Raise click.ClickException if some of the models look at fingerprints alone, and not all."""
+    alone = [model.encoder is None for model in models]
+    if any(alone) and not all(alone):
+        one, other = paths[alone.index(True)], paths[alone.index(False)]
+        says = f"looks at fingerprints alone, and {other} at pictures"
+        raise click.ClickException(f"{one}: {says}; export them separately")
+
+
+def check_ensemble(paths, checkpoints, force):
+    """Raise click.ClickException if these models predict different things; warn if forced."""
+    for path, checkpoint in zip(paths[1:], checkpoints[1:]):
+        why = why_unlike(checkpoints[0], checkpoint)
+        said = f"{paths[0]} and {path} predict {', '.join(checkpoint['targets'])}, but {why}"
+        if why and not force:
+            raise click.ClickException(f"{said}; export each alone, or --force to take their mean")
+        if why:
+            click.echo(f"warning: {said}", err=True)
+
+
+def check_heads(checkpoints, shared):
+    """Raise click.ClickException if these are no heads, of different targets, on one encoder."""
+    names = [name for checkpoint in checkpoints for name in checkpoint["targets"]]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise click.ClickException(
+            f"target {twice!r} stands in several of these runs, beside other targets or with "
+            "another task; an ensemble needs the same targets in every run, one file of several "
+            "heads each target once"
+        )
+    if not shared:
+        raise click.ClickException(
+            "these runs have different targets and different encoders; export them separately "
+            "(only heads on one frozen encoder share a file)"
+        )
+
+
+def drawing(checkpoint):
+    """Return how a model's molecules were drawn, as predict.py has to draw them."""
+    config = checkpoint["config"] if checkpoint else {}
+    return {
+        "size": SIZE,
+        "max_atoms": config.get("max_atoms", MAX_ATOMS),
+        "r_groups": config.get("r_groups", False),
+    }
+
+
+def intervals_of(deployed, checkpoints):
+    """Return for each target its conformal scores and their unit, or None, as metadata has them.
+
+    An ensemble's are its members' taken together, where each has a spread of its own.
+    """
+    lists = []
+    for checkpoint in checkpoints:
+        known, none = checkpoint.get("intervals") or {}, [[]] * len(checkpoint["targets"])
+        scores = known.get("scores", none)
+        lists.append((scores, known.get("picture", scores), known.get("normalised", False)))
+    if deployed.ensemble and checkpoints:
+        own = all(normalised for _, _, normalised in lists)
+        joined = [pooled([each[i] for each in lists]) for i in (0, 1)] if own else ([], [])
+        lists = [(*joined, own)]
+    found = []
+    for scores, picture, normalised in lists:
+        for one, other in zip(scores, picture):
+            entry = {"scores": one, "picture": other, "normalised": normalised}
+            found.append(entry if one else None)
+    return found if any(found) else None
+
+
+def learned_parts(checkpoint):
+    """Return the parts of the split that a model learned from: train, or train and val."""
+    kinds = [state["kind"] for state in checkpoint.get("heads", ())]
+    return ("train", "val") if kinds and kinds[0] != "mlp" else ("train",)

@@ -232,29 +232,40 @@ class Features(NamedTuple):
     ink: list  # of each picture, how many of its patches have ink
     nearest: float | None  # likeness to the closest training molecule
     note: str = ""  # what makes its prediction worth less
+    counts: np.ndarray | None = None  # ECFP counts, uint8 (2048,), where the model looks at them
 
 
 def featurize(
-    row, text, views=1, max_atoms=MAX_ATOMS, r_groups=False, patch=0, training=None, pictures=False
+    row,
+    text,
+    views=1,
+    max_atoms=MAX_ATOMS,
+    r_groups=False,
+    patch=0,
+    training=None,
+    pictures=False,
+    counts=False,
+    drawn=True,
 ):
     """Return the Features of a SMILES, or of a picture's path. A task of `parallel`.
 
     patch: side of the model's patches if ink matters to its speed, else 0. training: .npy file
-    of the training molecules' fingerprints. Raises Rejected.
+    of the training molecules' fingerprints. counts, drawn: whether the model looks at fingerprints,
+    at pictures. Raises Rejected.
     """
-    nearest, note = None, ""
     if pictures:
         picture, note = to_drawing(text)
-        drawn = [picture]
-    else:
-        molecule = parse(text, max_atoms)
-        if training:
-            nearest = max_similarity(molecule, training)
-        molecule = layout(replace_terminals(molecule) if r_groups else molecule)
-        styles = [PLAIN] + [random_style(0, row, view) for view in range(1, views)]
-        drawn = [draw(molecule, style) for style in styles]
-    ink = [inked_patches(index, patch) for index in drawn]
-    return Features([deflate(index) for index in drawn], ink, nearest, note)
+        return Features([deflate(picture)], [inked_patches(picture, patch)], None, note)
+    molecule = parse(text, max_atoms)
+    nearest = max_similarity(molecule, training) if training else None
+    counted = count_fingerprint(molecule, r_groups) if counts else None
+    if not drawn:
+        return Features([b""], [0], nearest, counts=counted)
+    molecule = layout(replace_terminals(molecule) if r_groups else molecule)
+    styles = [PLAIN] + [random_style(0, row, view) for view in range(1, views)]
+    indices = [draw(molecule, style) for style in styles]
+    ink = [inked_patches(index, patch) for index in indices]
+    return Features([deflate(index) for index in indices], ink, nearest, counts=counted)
 
 
 def inked_patches(index, patch):

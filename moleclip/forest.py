@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from sklearn.ensemble import RandomForestRegressor
 
-from moleclip.gp import patterns_of, platt_tensors
-from moleclip.table import LabelScale
+from moleclip.calibration import platt_each
+from moleclip.table import LabelScale, patterns_of
 
 TREES, FOLD_TREES = 200, 60  # of a forest, and of one that is fitted to be compared only
 SHARE, SMALL = 0.1, 300  # of the features a branching may choose from; all of them below 300 rows
@@ -97,7 +97,8 @@ def fit_forest(embedding, counts, labels, folds, task, seed):
     spreads = np.sqrt(errors**2 + floor**2) * scale.std
     scores = scores * scale.std + scale.mean
     if task == "classification":
-        found |= {name: each.float() for name, each in platt_tensors(scores, labels).items()}
+        slope, offset = (torch.from_numpy(x).float() for x in platt_each(scores, labels))
+        found |= {"slope": slope, "offset": offset}
     return Forest(found), scores, spreads
 
 

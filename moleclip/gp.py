@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
-from moleclip.calibration import platt
-from moleclip.table import LabelScale
+from moleclip.calibration import platt_each
+from moleclip.table import LabelScale, patterns_of
 
 CAP = 8  # a fragment that occurs more often counts so many times
 CUT = 8.0  # standard deviations at which an embedding is cut off
@@ -22,6 +22,7 @@ SUBSET = 1000  # rows, at most, whose marginal likelihood decides
 WHITENED = 1500  # rows, at most, that the spread knows; all of them tell the mean
 COST = 1e12  # sum of rows cubed over patterns of known labels, above which there is no process
 JITTER = 1e-8  # beside the noise, against rounding
+SIGNS = {"picture": "picture", "ecfp": "bits"}  # the buffers that tell what a process is on
 START = {"picture": math.log(0.5), "ecfp": math.log(0.5), "scale": 0.0, "noise": math.log(0.1)}
 BOUNDS = {"picture": (-7, 4), "ecfp": (-7, 4), "scale": (-4, 4), "noise": (math.log(1e-4), 2)}
 
@@ -95,9 +96,6 @@ class GaussianProcess(torch.nn.Module):
         return found
 
 
-SIGNS = {"picture": "picture", "ecfp": "bits"}  # the buffers that tell what a process is on
-
-
 def combine(theta, found):
     """Return the kernel: a Matern 3/2 of squared distances, MinMax as it is, each with its weight.
 
@@ -169,14 +167,6 @@ class Rows(NamedTuple):
         return Rows(tensors, {kind: self.matrices[kind] for kind in features})
 
 
-def patterns_of(labels):
-    """Return [(rows, targets)], arrays of places, of targets that are known on the same rows."""
-    found = {}
-    for t, known in enumerate(~np.isnan(labels).T):
-        found.setdefault(known.tobytes(), (np.flatnonzero(known), []))[1].append(t)
-    return list(found.values())
-
-
 def too_costly(labels):
     """Tell whether labels (n, targets) are more than a Gaussian process can learn exactly."""
     return sum(float(len(rows)) ** 3 for rows, _ in patterns_of(labels)) > COST
@@ -226,9 +216,8 @@ def fit_theta(matrices, labels):
         return -value, leaf.grad.numpy()
 
     bounds = [list(BOUNDS.values())[i] for i in free]
-    options = {"maxiter": 60, "ftol": 1e-7}
-    begin = theta[free].numpy().copy()
-    found = minimize(loss, begin, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    how = {"jac": True, "method": "L-BFGS-B", "bounds": bounds, "options": {"maxiter": 60}}
+    found = minimize(loss, theta[free].numpy().copy(), **how)
     theta[free] = torch.from_numpy(found.x)
     return theta
 
@@ -248,15 +237,8 @@ def fit_gp(rows, labels, folds, task):
     theta = fit_theta(rows.matrices, values)
     kernel, patterns = combine(theta, rows.matrices), patterns_of(labels)
     most = min(len(labels), int(WHITENED / math.sqrt(len(patterns))))
-    found = {
-        "theta": theta,
-        "alpha": torch.zeros(labels.shape, dtype=torch.float64),
-        "known": torch.zeros(len(patterns), most, dtype=torch.int64),
-        "whitening": torch.zeros(len(patterns), most, most),
-        "pattern": torch.zeros(labels.shape[1], dtype=torch.int64),
-        "center": torch.from_numpy(scale.mean),
-        "unit": torch.from_numpy(scale.std),
-    }
+    found = empty_tensors(labels.shape, len(patterns), most) | {"theta": theta}
+    found |= {"center": torch.from_numpy(scale.mean), "unit": torch.from_numpy(scale.std)}
     scores, spreads = np.full(labels.shape, np.nan), np.full(labels.shape, np.nan)
     for p, (places, targets) in enumerate(patterns):
         block, here = kernel[places][:, places], np.ix_(places, targets)
@@ -273,8 +255,19 @@ def fit_gp(rows, labels, folds, task):
         scores[here] = told.numpy() * scale.std[targets] + scale.mean[targets]
         spreads[here] = spread.numpy()[:, None] * scale.std[targets]
     if task == "classification":
-        found |= platt_tensors(scores, (labels + 1) / 2)
+        slope, offset = platt_each(scores, (labels + 1) / 2)
+        found |= {"slope": torch.from_numpy(slope), "offset": torch.from_numpy(offset)}
     return GaussianProcess(rows.tensors | found), scores, spreads
+
+
+def empty_tensors(shape, patterns, most):
+    """Return what a GaussianProcess of labels of this shape has for its patterns, all 0."""
+    return {
+        "alpha": torch.zeros(shape, dtype=torch.float64),
+        "known": torch.zeros(patterns, most, dtype=torch.int64),
+        "whitening": torch.zeros(patterns, most, most),
+        "pattern": torch.zeros(shape[1], dtype=torch.int64),
+    }
 
 
 def left_out(block, wanted, folds):
@@ -304,13 +297,3 @@ def whiten(block, some):
     free = block.diagonal() - ((white @ block[some]) ** 2).sum(0)
     free[some] = 1 / (white**2).sum(0)  # of the diagonal of the inverse
     return white.float(), free.clamp(min=1e-12).sqrt()
-
-
-def platt_tensors(scores, labels):
-    """Return {"slope", "offset"}, float64 (targets,), that make scores of 0 and 1 probabilities."""
-    pairs = []
-    for told, wanted in zip(scores.T, labels.T):
-        known = ~np.isnan(wanted)
-        pairs.append(platt(told[known], wanted[known]))
-    slope, offset = np.array(pairs).T
-    return {"slope": torch.from_numpy(slope), "offset": torch.from_numpy(offset)}

@@ -83,12 +83,13 @@ class FeatureMlp(torch.nn.Module):
         self.layers = mlp(weights["0.weight"].shape[1], len(self.unit))
         self.layers.load_state_dict(weights)
         self.uses = [k for k, used in zip(("picture", "ecfp"), self.inputs.tolist()) if used]
+        self.classifies = bool(self.classes)
 
     def forward(self, embedding, counts):
         """Return (mean, spread), float32 (n, targets): labels, or probabilities of the positive."""
         inputs = mlp_inputs(self.uses, embedding, counts)
         outputs = self.layers((inputs - self.mean) / self.scale)
-        if self.classes:
+        if self.classifies:
             mean = torch.sigmoid(outputs)
             return mean, mean * (1 - mean)
         mean = outputs * self.unit + self.center

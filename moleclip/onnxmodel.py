@@ -1,25 +1,29 @@
 """model.onnx: its contract, written and read here alone, and the model ready to run.
 
-Input `images`, uint8 (batch, 224, 224, 3) RGB; outputs `embedding`, `prediction`, `spread`, those
-that it has. Two texts of metadata: facts in JSON, and fingerprints of the training molecules.
+Inputs `images`, uint8 (batch, 224, 224, 3) RGB, and `fingerprint`, ECFP counts, uint8 (batch,
+2048), or one of them; outputs `embedding`, `prediction`, `spread`, and `prediction_picture`,
+`spread_picture` for pictures without a fingerprint, those that it has. Two texts of metadata: facts
+in JSON, and fingerprints of the training molecules.
 """
 
 import hashlib
 import json
-import os
+import tempfile
 import zlib
-from contextlib import suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 import numpy as np
-import onnxruntime
 
-from moleclip.features import BITS, RADIUS, pack_text, unpack_text
-from moleclip.files import one_line
-from moleclip.pixels import SIZE, inflate, to_rgb
-from moleclip.workers import default_workers
+from moleclip.calibration import LEVEL, half_widths
+from moleclip.features import BITS, RADIUS, featurize, pack_text, unpack_text
+from moleclip.molecules import Rejected
+from moleclip.pixels import inflate, to_rgb
+from moleclip.session import is_known, open_session
+from moleclip.workers import try_item
 
+OWN = ("row", "smiles", "name", "nearest_training", "note", "error")  # columns of predictions.csv
 FORMAT = 1  # newest format of metadata that this version understands
 FACTS, TRAINING = "moleclip", "moleclip_sketch"  # names of the metadata; a sketch: fingerprints
 
@@ -82,7 +86,8 @@ def check_signature(path, session, props, outputs):
     missing = []
     if FACTS not in props:
         missing.append(f"the metadata {FACTS!r} with target names and drawing options")
-    if not any(takes_pictures(given) for given in session.get_inputs()):
+    inputs = session.get_inputs()
+    if not inputs or not all(map(is_known, inputs)):
         missing.append("an input 'images', uint8 (batch, 224, 224, 3)")
     if not {"prediction", "embedding"} & set(outputs):
         missing.append("an output 'prediction' or 'embedding'")
@@ -93,19 +98,13 @@ def check_signature(path, session, props, outputs):
         )
 
 
-def takes_pictures(given):
-    """Tell whether this input of a model is that of the pictures."""
-    kind = (given.name, given.type, given.shape[1:])
-    return kind == ("images", "tensor(uint8)", [SIZE, SIZE, 3])
-
-
 class OnnxModel:
     """An exported file, ready to run.
 
     facts: its metadata; training: fingerprints of its training molecules, uint8 (n, 256), or None;
-    outputs: {name: width}; width: the embedding's, or 0; device: "CPU" or "CUDA"; notice: why
-    it runs where it runs, or "". Of each target: units, "" where none is known; classes, the
-    words of 0 and 1, or []. Raises click.ClickException.
+    inputs: names; outputs: {name: width}; width: the embedding's, or 0; device: "CPU" or "CUDA";
+    notice: why it runs where it runs, or "". Of each target: units, "" where none is known;
+    classes, the words of 0 and 1, or []. Raises click.ClickException.
     """
 
     def __init__(self, path, provider="auto"):
@@ -116,6 +115,7 @@ class OnnxModel:
         self.session, self.notice = open_session(path, provider)
         self.facts, self.training = read_metadata(path, self.session)
         self.outputs = {output.name: output.shape[1] for output in self.session.get_outputs()}
+        self.inputs = [given.name for given in self.session.get_inputs()]
         self.targets, self.width = self.facts["targets"], self.outputs.get("embedding", 0)
         self.units = told_by_runs(self.facts, "units", "")
         self.classes = told_by_runs(self.facts, "classes", [])
@@ -127,7 +127,8 @@ class OnnxModel:
     def drawing(self):
         """How its molecules have to be drawn: options of `featurize`."""
         asked = self.facts["render"]
-        return {"max_atoms": asked["max_atoms"], "r_groups": asked.get("r_groups", False)}
+        how = {"max_atoms": asked["max_atoms"], "r_groups": asked.get("r_groups", False)}
+        return how | {"counts": True} if "fingerprint" in self.inputs else how
 
     def meanings(self):
         """Return what the numbers of each target are, beside its name: "in nM", or ""."""
@@ -152,73 +153,134 @@ class OnnxModel:
             return "fp16 is slow on a CPU; export fp32 or int8 for it"
         return ""
 
-    def run(self, streams):
-        """Return {output: float32 (n, width)} of pictures, given as zlib streams."""
-        images = to_rgb(np.stack([inflate(stream) for stream in streams]))
-        return dict(zip(self.outputs, self.session.run(list(self.outputs), {"images": images})))
+    def spans(self, level, pictures=False):
+        """Return how far an interval reaches from a prediction, by target: float64 (targets,).
 
+        In units of the spread, or of the label where the model has none; NaN where there is no
+        interval. pictures: of predictions without a fingerprint.
+        """
+        kind = "picture" if pictures and "prediction_picture" in self.outputs else "scores"
+        known = self.facts.get("intervals") or [None] * len(self.targets)
+        return half_widths([each[kind] if each else [] for each in known], level)
 
-def open_session(path, provider):
-    """Return (session, notice in words or "").
+    def normalised(self):
+        """Return for each target whether its interval is in units of its spread."""
+        known = self.facts.get("intervals") or [None] * len(self.targets)
+        return np.array([bool(each) and each["normalised"] for each in known], bool)
 
-    auto takes CUDA if it really runs; an explicit cuda that fails is an error.
-    """
-    reason = no_cuda() if provider != "cpu" else "not asked for"
-    if not reason:
-        try:
-            session = new_session(path, "CUDAExecutionProvider")
-            if session.get_providers()[0] == "CUDAExecutionProvider":
-                return try_out(session), ""
-            reason = "onnxruntime could not load its CUDA libraries"
-        except Exception as error:  # onnxruntime's own kinds share no base class
-            reason = one_line(error)
-    if provider == "cuda":
-        raise click.ClickException(f"--provider cuda: {reason}; leave the flag out to use the CPU")
-    try:
-        session = try_out(new_session(path, "CPUExecutionProvider"))
-    except Exception as error:
-        raise click.ClickException(
-            f"{path}: truncated, or not an ONNX file that runs here ({one_line(error)})"
-        ) from None
-    return session, f"taking the CPU: {reason}" if provider == "auto" and has_gpu() else ""
+    def run(self, streams, counts=None):
+        """Return {output: float32 (n, width)} of pictures, given as zlib streams.
 
+        counts: the molecules' fingerprints, uint8 (n, 2048), for a model that looks at them; None:
+        they are not known, and what is for pictures alone takes the place of the predictions.
+        """
+        given, pictures = {}, counts is None and "fingerprint" in self.inputs
+        if "images" in self.inputs:
+            given["images"] = to_rgb(np.stack([inflate(stream) for stream in streams]))
+        if "fingerprint" in self.inputs:
+            given["fingerprint"] = np.zeros((len(streams), BITS), np.uint8) if pictures else counts
+        found = dict(zip(self.outputs, self.session.run(list(self.outputs), given)))
+        for name in ("prediction", "spread") if pictures else ():
+            found[name] = found[f"{name}_picture"]
+        return found
 
-def new_session(path, provider):
-    """Return onnxruntime's session of a file, on one provider."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = default_workers()
-    # Threads that wait leave the cores to the drawing.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(str(path), options, providers=[provider])
+    def predict_window(self, window, batch, level=LEVEL):
+        """Return one entry for each (molecule, Features) of a window: see `average_views`.
 
+        Pictures with about the same ink go into one call, since a model that skips white patches
+        works as long as its fullest picture takes.
+        """
+        todo, found = [], {}
+        for i, (_, result) in enumerate(window):
+            if not isinstance(result, Rejected):
+                found[i] = {}
+                todo += [(ink, i, view) for view, ink in enumerate(result.ink)]
+        todo.sort()
+        for start in range(0, len(todo), batch):
+            places = todo[start : start + batch]
+            given = [window[i][1] for _, i, _ in places]
+            words = [[each.streams[view] for each, (_, _, view) in zip(given, places)]]
+            if given[0].counts is not None:
+                words.append(np.stack([each.counts for each in given]))
+            outputs = self.run(*words)
+            for k, (_, i, view) in enumerate(places):
+                found[i][view] = {name: values[k] for name, values in outputs.items()}
+        return [
+            self.average_views(found[i], level, result.counts is None) if i in found else result
+            for i, (_, result) in enumerate(window)
+        ]
 
-def try_out(session):
-    """Run two blank pictures, if that is what it takes, and return the session.
+    def average_views(self, views, level, pictures):
+        """Return (values, embedding) of one molecule from {view: {output: values}}.
 
-    Some sessions fail only when they run.
-    """
-    inputs = session.get_inputs()
-    if len(inputs) == 1 and takes_pictures(inputs[0]):
-        session.run(None, {"images": np.full((2, SIZE, SIZE, 3), 255, np.uint8)})
-    return session
+        values: float32 (columns,), those of `columns`; embedding: float32 (width,). A Rejected
+        where they are no finite numbers.
+        """
+        stacked = {name: np.stack([views[v][name] for v in sorted(views)]) for name in views[0]}
+        values = [stacked[name].mean(0) for name in ("prediction", "spread") if name in stacked]
+        span = self.spans(level, pictures)
+        shown = ~np.isnan(self.spans(level))
+        if shown.any():
+            unit = np.where(self.normalised(), values[-1], 1.0)
+            low, high = values[0] - span * unit, values[0] + span * unit
+            values.append(np.stack([low, high], 1)[shown].ravel().astype(np.float32))
+        if len(views) > 1 and "prediction" in stacked:
+            values.append(stacked["prediction"].std(0))
+        values = np.concatenate(values or [np.zeros(0, np.float32)])
+        embedding = stacked["embedding"].mean(0) if "embedding" in stacked else np.zeros(0)
+        if not (np.isfinite(values).all() and np.isfinite(embedding).all()):
+            return Rejected("the model gives no finite number for it")
+        return values, embedding
 
+    def columns(self, views=1, level=LEVEL):
+        """Return the names, with units, of the numeric columns that `average_views` gives.
 
-def no_cuda():
-    """Return why CUDA can't be used, or "" if it is worth a try."""
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        return (
-            "this onnxruntime has no CUDA; pip uninstall onnxruntime, "
-            "pip install 'onnxruntime-gpu[cuda,cudnn]'"
-        )
-    if not has_gpu():
-        return "onnxruntime can't use a GPU here, there is none"
-    with suppress(Exception):  # says on its own what it misses; the session then fails
-        onnxruntime.preload_dlls()
-    return ""
+        Targets, spreads, ends of intervals, and standard deviations over views.
+        """
+        known = ~np.isnan(self.spans(level))
+        units = [unit and f" ({unit})" for unit in self.units]
+        names = [f"predicted_{n}{u}" if n in OWN else n + u for n, u in zip(self.targets, units)]
+        if "spread" in self.outputs:
+            names += [f"{name}_spread{unit}" for name, unit in zip(self.targets, units)]
+        for name, unit, shown in zip(self.targets, units, known):
+            names += [f"{name}_{end}{unit}" for end in ("low", "high") if shown]
+        if views > 1:
+            names += [f"{name}_view_spread{unit}" for name, unit in zip(self.targets, units)]
+        return names
 
+    @contextmanager
+    def saved_training(self):
+        """Give the training fingerprints as a .npy file while the block runs, or None."""
+        if self.training is None:
+            yield None
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "training.npy"
+            np.save(path, self.training)
+            yield str(path)
 
-def has_gpu():
-    """Tell whether a GPU of NVIDIA's may be there."""
-    there = Path("/dev/nvidiactl").exists() or os.name == "nt"
-    return there and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+    def predict(self, smiles, level=LEVEL):
+        """Return {column: array} of a list of SMILES, the columns of predict.py's table.
+
+        Numbers are float64, not-a-number where `error` says why; the rest are arrays of str. A
+        pandas.DataFrame takes it as it is.
+        """
+        names, rows = self.columns(level=level), list(enumerate(smiles))
+        with self.saved_training() as training:
+            how = self.drawing | {"training": training, "drawn": "images" in self.inputs}
+            found = [try_item(featurize, row, str(text), "", how) for row, text in rows]
+        told = self.predict_window(list(zip(rows, found)), 8, level)
+        table = {"row": np.arange(len(rows)), "smiles": np.array([str(s) for s in smiles])}
+        for i, name in enumerate(names):
+            table[name] = np.array([np.nan if isinstance(t, Rejected) else t[0][i] for t in told])
+        for name, words, each in zip(self.targets, self.classes, names):
+            if words:
+                likelier = [words[int(value > 0.5)] for value in np.nan_to_num(table[each])]
+                failed = np.isnan(table[each])
+                table[f"{name}_class"] = np.where(failed, "", likelier)
+        if self.training is not None:
+            near = [getattr(each, "nearest", None) for each in found]
+            table["nearest_training"] = np.array([np.nan if x is None else x for x in near])
+        table["note"] = np.array([getattr(each, "note", "") for each in found])
+        table["error"] = np.array([str(t) if isinstance(t, Rejected) else "" for t in told])
+        return table

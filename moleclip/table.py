@@ -266,6 +266,14 @@ class LabelScale(NamedTuple):
         return 1 / (1 + np.exp(-outputs)) if isinstance(outputs, np.ndarray) else outputs.sigmoid()
 
 
+def patterns_of(labels):
+    """Return [(rows, targets)], arrays of places, of targets that are known on the same rows."""
+    found = {}
+    for t, known in enumerate(~np.isnan(labels).T):
+        found.setdefault(known.tobytes(), (np.flatnonzero(known), []))[1].append(t)
+    return list(found.values())
+
+
 def positive_weights(labels, wanted):
     """Return the weight of each target's positives, float64 (targets,).
 

@@ -12,6 +12,7 @@ from drawn import picture_of
 
 import export
 import predict
+from moleclip.deploy import combine
 from moleclip.drawing import draw, layout
 from moleclip.features import pack_fingerprint, pack_text
 from moleclip.model import load_model, mlp
@@ -180,13 +181,13 @@ def test_what_means_different_things_is_no_ensemble(road, tmp_path, capsys):
         run = variant(road, tmp_path / name, 2, **changes)
         line = mistake(export.main, plain, run, "-o", tmp_path / "m.onnx")
         assert says in line and "--force" in line
-        deployed, _ = export.combine([plain / "model.pt", run / "model.pt"], force=True)
+        deployed, _ = combine([plain / "model.pt", run / "model.pt"], force=True)
         assert deployed.ensemble and f"warning: {plain}" in capsys.readouterr().err
     assert not (tmp_path / "m.onnx").exists()
     # Older runs that can't say more, and a label scale of another part of the same table.
     for name, changes in (("f", {"config": older}), ("g", {"center": torch.tensor([9.0])})):
         run = variant(road, tmp_path / name, 2, **changes)
-        assert export.combine([plain / "model.pt", run / "model.pt"])[0].ensemble
+        assert combine([plain / "model.pt", run / "model.pt"])[0].ensemble
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])

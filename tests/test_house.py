@@ -11,7 +11,7 @@ from conftest import ROOT, STATIONS
 GROUND = [  # without torch; each may import from those before it
     *("files", "formats", "molecules", "workers", "options", "pixels"),
     *("styles", "drawing", "shards", "targets", "pictures", "features", "electronic", "blocks"),
-    *("calibration", "onnxmodel", "outputs"),
+    *("calibration", "session", "onnxmodel", "outputs"),
 ]
 UPPER = [
     *("device", "augment", "encoder", "embedder", "weights", "pairs", "losses", "trainstate"),

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, invoke, mistake, rows_of
 
 import predict
-from moleclip import onnxmodel
+from moleclip import session
 from moleclip.onnxmodel import OnnxModel, metadata_props, read_metadata, told_by_runs
 
 
@@ -160,8 +160,8 @@ def test_a_provider_that_fails(road, tmp_path, monkeypatch):
     words = road / "model.onnx", tmp_path / "a.smi", "-o", tmp_path / "a.csv", "--workers", "1"
     assert "--provider cuda: " in mistake(predict.main, *words, "--provider", "cuda")
     # As if there were a GPU: its session fails, or silently takes the CPU.
-    monkeypatch.setattr(onnxmodel, "no_cuda", lambda: "")
-    monkeypatch.setattr(onnxmodel, "has_gpu", lambda: True)
+    monkeypatch.setattr(session, "no_cuda", lambda: "")
+    monkeypatch.setattr(session, "has_gpu", lambda: True)
     assert "--provider cuda: " in mistake(predict.main, *words, "--provider", "cuda")
     said = invoke(predict.main, *words)
     assert "taking the CPU: " in said and "predicted on CPU" in said
