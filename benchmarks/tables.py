@@ -340,6 +340,25 @@ def trials():
     return markdown([*header, "head alone", "best epoch", "last epoch"], rows)
 
 
+LOSSES = {
+    "second-node-killed": "the second node is killed, agent and process",
+    "first-node-killed": "the first node is killed, rank 0's",
+    "second-agent-killed": "the second node's agent alone is killed",
+    "second-node-told": "the second node is told to leave (SIGTERM)",
+}
+
+
+def nodes():
+    """Trials of two agents: when the other ends, how far all is from one process."""
+    rows = []
+    for row in results("nodes"):
+        what, _, lost = row["what"].partition(": ")
+        apart = [f"{float(row[key]):.0e}" for key in ("losses, relative", "weights, absolute")]
+        rows.append([LOSSES[lost] if lost else what, whole(row["seconds"]) if lost else "", *apart])
+    header = ["two agents", "the other ends after", "losses off by, relative"]
+    return markdown([*header, "weights off by"], rows)
+
+
 TABLES = {
     "accuracy": accuracy,
     "summary": summary,
@@ -354,6 +373,7 @@ TABLES = {
     "tokens": tokens,
     "probe": probe,
     "trials": trials,
+    "nodes": nodes,
 }
 
 
