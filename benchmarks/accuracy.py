@@ -8,15 +8,16 @@
     python benchmarks/accuracy.py fingerprints --name ECFP
 
 Minutes to an hour each on 2 cores. frozen is the MLP on pictures; heads what held-out folds choose
-for the frozen encoder, fingerprints the same without pictures: its rival. r-groups: original pictures and R-groups; fractions: 10 and 30%
-of ESOL's training part. The transfer from Kraken's buried volumes to the yields: --init
-benchmarks/runs/kraken-finetuned-bundled-*/model.pt --name "bundled then Kraken" --sets
-phosphines_yield. Each cell is one command of finetune.py, which stands in the table beside its
-figures: settings are chosen on validation, every number is the test part's, mean and 95% t-interval
-over seeds. A cell is skipped if the table has the very one: by the same command (seeds and settings
-stand in it), from the same encoder, of the same data; made otherwise it is another row. Rows from
-before that was written down stay. The fingerprint baselines, the same for every encoder, are taken
-along with the first column `frozen` of the study `sets`. Runs lie in benchmarks/runs/.
+for the frozen encoder, fingerprints the same without pictures: its rival. r-groups: original
+pictures and R-groups; fractions: 10 and 30% of ESOL's training part. The transfer from Kraken's
+buried volumes to the yields: --init benchmarks/runs/kraken-finetuned-bundled-*/model.pt --name
+"bundled then Kraken" --sets phosphines_yield. Each cell is one command of finetune.py, which stands
+in the table beside its figures: settings are chosen on validation, every number is the test part's,
+mean and 95% t-interval over seeds. A cell is skipped if the table has the very one: by the same
+command (seeds and settings stand in it), from the same encoder, of the same data; made otherwise it
+is another row. Rows from before that was written down stay. The fingerprint baselines, the same for
+every encoder, are taken along with the first column `frozen` of the study `sets`. Runs lie in
+benchmarks/runs/.
 """
 
 import csv

@@ -11,6 +11,7 @@ from PIL import Image
 import export
 import finetune
 import predict
+from moleclip import choice
 from moleclip.choice import BOTH, MLP_FROM, Candidate, candidates, tenths_of
 from moleclip.drawing import draw, layout
 from moleclip.molecules import parse, scaffold
@@ -27,11 +28,11 @@ def finetuned(folder, *words, **parts):
 
 
 @pytest.fixture(scope="module")
-def process(tmp_path_factory, road):
+def process(tmp_path_factory):
     """A desk with a run of a Gaussian process on pictures and fingerprints, and its model.onnx."""
     desk = Desk(tmp_path_factory.mktemp("process"))
     table = desk.write("t.csv", first_lines("esol.csv", 71))
-    words = ["--data", table, "--init", road / "encoder.pt", "--head", "gp"]
+    words = ["--data", table, "--init", "scratch:nano", "--head", "gp"]
     finetuned(desk.folder, *words, "--features", "picture+ecfp", with_baselines=False)
     invoke(export.main, desk / "run", "-o", desk / "m.onnx")
     return desk
@@ -150,6 +151,38 @@ def test_fingerprints_alone_need_no_encoder(bits):
     assert "give SMILES" in mistake(predict.main, *words)
 
 
+def test_an_interrupted_run_goes_on(bits):
+    names = ("predictions.csv", "metrics.json", "choice.csv", "scores.csv", "report.png")
+    before = {name: (bits / "run" / name).read_bytes() for name in names}
+    (bits / "run" / "metrics.json").unlink()
+    finetuned(bits.folder, "--data", bits / "t.csv", "--features", "ecfp")
+    assert {name: (bits / "run" / name).read_bytes() for name in names} == before
+
+
+def test_the_mlp_is_compared_on_a_tenth(tmp_path, monkeypatch):
+    """From 2,000 rows on; and where a Gaussian process would cost too much, it is left out."""
+    monkeypatch.setattr(choice, "MLP_FROM", 40)
+    monkeypatch.setattr(choice, "EPOCHS", 3)
+    monkeypatch.setattr(choice, "too_costly", lambda labels: True)
+    (tmp_path / "t.csv").write_text("\n".join(first_lines("esol.csv", 71)) + "\n")
+    words = ["--data", tmp_path / "t.csv", "--features", "ecfp", "--lr-head", "1e-3"]
+    run = finetuned(tmp_path, *words, with_baselines=False)
+    head = json.loads((run / "seed-1" / "metrics.json").read_text())["head"]
+    assert set(head["among"]) == {"random forest on ecfp", "MLP on ecfp"}
+    assert head["held_out"] == "a tenth"
+    words = [
+        "--data",
+        tmp_path / "t.csv",
+        "--features",
+        "ecfp",
+        "--head",
+        "gp",
+        "-o",
+        tmp_path / "x",
+    ]
+    assert "take --head forest" in mistake(finetune.main, *words)
+
+
 def test_tenths_are_whole_scaffolds_or_molecules():
     data = Data(str(ROOT / "data" / "freesolv.csv"))
     rows = list(range(300))
@@ -173,12 +206,12 @@ def test_what_is_compared():
     assert candidates("mlp", "picture+ecfp", 100, False) == [Candidate("mlp", BOTH)]
 
 
-def test_options_that_contradict(road, tmp_path):
+def test_options_that_contradict(tmp_path):
     words = ["--data", "esol.csv", "-o", tmp_path / "run"]
     for more, says in (
         (["--head", "gp", "--lr-head", "1e-3"], "is of the MLP"),
         (["--features", "ecfp", "--epochs", "5"], "is of the MLP"),
-        (["--features", "ecfp", "--init", road / "encoder.pt"], "need no encoder"),
+        (["--features", "ecfp", "--init", "scratch:nano"], "need no encoder"),
         (["--head", "forest", "--augment", "none"], "leave out --lr-encoder and --augment"),
     ):
         assert says in mistake(finetune.main, *words, *more, code=2)
