@@ -4,16 +4,20 @@
     python benchmarks/accuracy.py finetuned --init bundled --name bundled --sets esol,freesolv
     python benchmarks/accuracy.py frozen --init bundled --name bundled --study r-groups
     python benchmarks/accuracy.py frozen --init bundled --name bundled --study fractions
+    python benchmarks/accuracy.py heads --init bundled --name bundled
+    python benchmarks/accuracy.py fingerprints --name ECFP
 
-Minutes to an hour each on 2 cores. r-groups: original pictures and R-groups; fractions: 10 and 30%
-of ESOL's training part. The transfer from Kraken's buried volumes to the yields: --init
-benchmarks/runs/kraken-finetuned-bundled-*/model.pt --name "bundled then Kraken" --sets
-phosphines_yield. Each cell is one command of finetune.py, which stands in the table beside its
-figures: settings are chosen on validation, every number is the test part's, mean and 95% t-interval
-over seeds. A cell is skipped if the table has the very one: by the same command (seeds and settings
-stand in it), from the same encoder, of the same data; made otherwise it is another row. Rows from
-before that was written down stay. The fingerprint baselines, the same for every encoder, are taken
-along with the first column `frozen` of the study `sets`. Runs lie in benchmarks/runs/.
+Minutes to an hour each on 2 cores. frozen is the MLP on pictures; heads what held-out folds choose
+for the frozen encoder, fingerprints the same without pictures: its rival. r-groups: original
+pictures and R-groups; fractions: 10 and 30% of ESOL's training part. The transfer from Kraken's
+buried volumes to the yields: --init benchmarks/runs/kraken-finetuned-bundled-*/model.pt --name
+"bundled then Kraken" --sets phosphines_yield. Each cell is one command of finetune.py, which stands
+in the table beside its figures: settings are chosen on validation, every number is the test part's,
+mean and 95% t-interval over seeds. A cell is skipped if the table has the very one: by the same
+command (seeds and settings stand in it), from the same encoder, of the same data; made otherwise it
+is another row. Rows from before that was written down stay. The fingerprint baselines, the same for
+every encoder, are taken along with the first column `frozen` of the study `sets`. Runs lie in
+benchmarks/runs/.
 """
 
 import csv
@@ -51,6 +55,8 @@ SETS = {
 WAYS = {
     "frozen": "--freeze --epochs 200 --patience 40 --lr-head 1e-3,4e-4,1e-4",
     "finetuned": "--batch 32 --lr-head 1e-4",
+    "heads": "--freeze",
+    "fingerprints": "--features ecfp",  # the rival: without an encoder
 }
 # Of `finetuned`, what hours of 2 cores allow; on a part of ESOL's training part more.
 EPOCHS = {"esol": 8, "freesolv": 8, "nhcs": 25, "phosphines_yield": 25, "kraken": 6}
@@ -71,7 +77,14 @@ MADE_OF = ("command", "init", "data")  # what makes a cell; of files the beginni
 MAKING = ("versions", "machine", "commit", *MADE_OF)
 FIELDS = FACTS + FIGURES + MAKING
 DIGITS = 16  # of a SHA-256 that is shown
-BESIDE = ("MAE", "Spearman", "PR-AUC")  # metrics that are kept beside the set's own
+BESIDE = (
+    "MAE",
+    "Spearman",
+    "PR-AUC",
+    "coverage",
+    "width",
+    "Brier",
+)  # metrics that are kept beside the set's own
 
 
 class Cell(NamedTuple):
@@ -99,10 +112,14 @@ class Cell(NamedTuple):
         shown = os.path.relpath(init, ROOT) if init.is_relative_to(ROOT) else init.name
         data = (ROOT / "data" / f"{self.set}.csv").read_bytes()
         return {
-            "command": shlex.join(["python", "finetune.py", *words, "--init", shown]),
+            "command": shlex.join(["python", "finetune.py", *words, *self.start(shown)]),
             "init": init_digest(self.init)[:DIGITS],
             "data": hashlib.sha256(data).hexdigest()[:DIGITS],
         }
+
+    def start(self, init):
+        """Return the words of --init; fingerprints have no encoder to start from."""
+        return [] if self.way == "fingerprints" else ["--init", init]
 
     @property
     def folder(self):
@@ -185,7 +202,7 @@ def finetuned(cell):
     out, made_by = cell.folder, cell.folder / "made_by.json"
     if not (out / "metrics.json").exists():
         start = ["finetune.py"] if cell.baselines else ["-c", WITHOUT_BASELINES]
-        words = [*command_words(cell, split_of(cell)), "--init", cell.init, "-o", str(out)]
+        words = [*command_words(cell, split_of(cell)), *cell.start(cell.init), "-o", str(out)]
         subprocess.run([sys.executable, *start, *words], cwd=ROOT, check=True)
     if not made_by.exists():
         made = cell.made_of() | surroundings(("torch", "rdkit", "scikit-learn"))
@@ -244,7 +261,7 @@ def compared(rows, cell):
 def chosen_sets(way, study, sets):
     """Return the names of the sets to run. Raises click.BadParameter."""
     if not sets:
-        return [name for name in STUDIES[study][1] if way == "frozen" or name in EPOCHS]
+        return [name for name in STUDIES[study][1] if way != "finetuned" or name in EPOCHS]
     names = sets.split(",")
     if way == "finetuned" and not set(names) <= set(EPOCHS):
         known = ", ".join(EPOCHS)
@@ -256,7 +273,7 @@ def chosen_sets(way, study, sets):
 
 @click.command()
 @click.argument("way", type=click.Choice(list(WAYS)))
-@click.option("--init", required=True, help="Encoder to start from.")
+@click.option("--init", default="none", help="Encoder to start from; fingerprints have none.")
 @click.option("--name", required=True, help="What the table calls it.")
 @click.option(
     "--study",
@@ -274,7 +291,9 @@ def chosen_sets(way, study, sets):
 )
 def main(way, init, name, study, sets, seeds, lr_encoder):
     """Add a column to a table of accuracy: the encoder --init, frozen or finetuned."""
-    if way == "frozen" and lr_encoder:
+    if (init == "none") != (way == "fingerprints"):
+        raise click.BadParameter(f"{way} with {init}", param_hint="--init")
+    if way != "finetuned" and lr_encoder:
         raise click.BadParameter("a frozen encoder doesn't learn", param_hint="--lr-encoder")
     init = str(Path(init).resolve()) if Path(init).exists() else init
     for one in chosen_sets(way, study, sets):

@@ -130,20 +130,20 @@ class Study:
         """
         places = {row: i for i, row in enumerate(self.rows)}
         chances, spreads = (np.full(self.labels.shape, np.nan) for _ in range(2))
-        head, own = self.train_mlp(uses, self.split["train"], self.split["val"])
+        head = own = self.train_mlp(uses, self.split["train"], self.split["val"])
         held = [places[row] for row in self.split["val"]]
         if len(self.rows) >= MLP_FROM:
             parts = [np.flatnonzero(where) for where in (self.tenths > 1, self.tenths == 1)]
             parts = [[self.rows[i] for i in part] for part in parts]
             held = np.flatnonzero(self.tenths == 0)
-            own, _ = self.train_mlp(uses, *parts)
+            own = self.train_mlp(uses, *parts)
         with torch.no_grad():
             given = self.of(uses, [self.rows[i] for i in held])
             chances[held], spreads[held] = (x.numpy() for x in own(*given))
         return Fitted(head, chances, spreads)
 
     def train_mlp(self, uses, rows, stop):
-        """Return (FeatureMlp, the same) of rows; its epochs and its rate are chosen by `stop`."""
+        """Return the FeatureMlp of rows; its epochs and its rate are chosen by the rows `stop`."""
         inputs = mlp_inputs(uses, self.embedding, self.counts)
         known = self.data.labels[rows]
         scale = LabelScale.of(known)
@@ -173,8 +173,7 @@ class Study:
         tensors |= {"center": torch.from_numpy(scale.mean).float()}
         tensors["inputs"] = torch.tensor([k in uses for k in BOTH], dtype=torch.uint8)
         tensors["classes"] = torch.tensor(self.task == "classification", dtype=torch.uint8)
-        head = FeatureMlp(tensors).eval()
-        return head, head
+        return FeatureMlp(tensors).eval()
 
 
 def candidates(head, features, rows, costly):
@@ -258,8 +257,8 @@ def choose_head(study, encoder, head, features, with_baselines):
         "learned_from": LEARNED,
         "rows": len(study.rows),
     }
-    if any(each.kind == "mlp" for each in losses) and len(losses) > 1:
-        facts["held_out"] = "a tenth"
+    if any(each.kind == "mlp" for each in losses):
+        facts["held_out"] = "a tenth" if len(study.rows) >= MLP_FROM else "val"
     if best.kind == "mlp":
         facts["learned_from"] = "train, its epochs chosen by val"
     compared = {}

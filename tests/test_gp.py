@@ -6,18 +6,8 @@ import torch
 from conftest import ROOT
 
 from moleclip.features import count_fingerprints
-from moleclip.gp import (
-    CAP,
-    Rows,
-    combine,
-    fit_gp,
-    fit_theta,
-    log_likelihood,
-    patterns_of,
-    too_costly,
-    unpack,
-)
-from moleclip.table import Data
+from moleclip.gp import CAP, Rows, combine, fit_gp, fit_theta, log_likelihood, too_costly, unpack
+from moleclip.table import Data, patterns_of
 
 
 @pytest.fixture(scope="module")
