@@ -28,8 +28,8 @@ from record import ROOT
 
 from moleclip.features import overlap
 from moleclip.files import save_whole
-from moleclip.model import molecule_hashes
 from moleclip.molecules import read_molecules
+from moleclip.seen import molecule_hashes
 from moleclip.weights import load_checkpoint, save_checkpoint
 
 EVALUATED = ("esol", "freesolv", "bace", "bbbp", "dhbd", "nhcs", "phosphines_yield", "kraken")

@@ -21,10 +21,11 @@ from moleclip.heads import (
     print_estimate,
     train_head,
 )
-from moleclip.model import Model, molecule_hashes, predict_rows, refuse_seen, seen_by
+from moleclip.model import Model, predict_rows
 from moleclip.molecules import Rejected
 from moleclip.results import make_chosen_result, make_result
 from moleclip.runs import finished, read_result, save_result
+from moleclip.seen import molecule_hashes, refuse_seen, seen_by
 from moleclip.splits import make_splits
 from moleclip.table import Data, LabelScale, positive_weights
 from moleclip.training import (

@@ -12,7 +12,7 @@ from views import index_pictures
 
 from moleclip.embedder import Embedder
 from moleclip.losses import contrastive_loss
-from moleclip.model import molecule_hashes, seen_by
+from moleclip.seen import molecule_hashes, seen_by
 from moleclip.weights import default_init, load_encoder
 
 WEIGHTS = ROOT / "weights" / "moleclip-small.pt"

@@ -14,7 +14,17 @@ GROUND = [  # without torch; each may import from those before it
     *("calibration", "session", "onnxmodel", "outputs"),
 ]
 UPPER = [
-    *("device", "augment", "encoder", "embedder", "weights", "pairs", "losses", "trainstate"),
+    *(
+        "device",
+        "augment",
+        "encoder",
+        "embedder",
+        "weights",
+        "seen",
+        "pairs",
+        "losses",
+        "trainstate",
+    ),
     *("labels", "splits", "table", "metrics", "training", "gp", "forest", "model", "deploy"),
     *("heads", "choice", "results", "plots", "runs", "experiment"),
 ]

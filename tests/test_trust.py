@@ -10,8 +10,8 @@ from conftest import ROOT, first_lines, invoke, mistake, rows_of, table_of
 
 import finetune
 from moleclip.metrics import against_mean, area, bootstrap, difference, print_table
-from moleclip.model import molecule_hashes
 from moleclip.runs import best_seed
+from moleclip.seen import molecule_hashes
 from moleclip.splits import make_split, make_splits
 from moleclip.table import Data
 
