@@ -353,7 +353,8 @@ def nodes():
     rows = []
     for row in results("nodes"):
         what, _, lost = row["what"].partition(": ")
-        apart = [f"{float(row[key]):.0e}" for key in ("losses, relative", "weights, absolute")]
+        apart = [float(row[key]) for key in ("losses, relative", "weights, absolute")]
+        apart = [f"{value:.0e}" if value else "0" for value in apart]
         rows.append([LOSSES[lost] if lost else what, whole(row["seconds"]) if lost else "", *apart])
     header = ["two agents", "the other ends after", "losses off by, relative"]
     return markdown([*header, "weights off by"], rows)
