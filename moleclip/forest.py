@@ -75,12 +75,8 @@ def fit_forest(embedding, counts, labels, folds, task, seed):
     which = np.zeros((2, labels.shape[1]), np.int64)
     for p, (places, targets) in enumerate(patterns):
         known, wanted = inputs[places], values[np.ix_(places, targets)]
-        for fold in np.unique(folds[places]):
-            away = folds[places] != fold
-            here = np.ix_(places[~away], targets)
-            few = grow(known[away], wanted[away], min(count, FOLD_TREES), seed)
-            told = np.stack([each.predict(known[~away]).reshape(here[0].size, -1) for each in few])
-            scores[here], errors[here] = told.mean(0), told.std(0)
+        here = np.ix_(places, targets)
+        scores[here], errors[here] = held_out(known, wanted, folds[places], count, seed)
         grown = grow(known, wanted, count, seed)
         which[:, targets] = [[p] * len(targets), range(len(targets))]
         roots.append(range(len(trees), len(trees) + len(grown)))
@@ -100,6 +96,17 @@ def fit_forest(embedding, counts, labels, folds, task, seed):
         slope, offset = (torch.from_numpy(x).float() for x in platt_each(scores, labels))
         found |= {"slope": slope, "offset": offset}
     return Forest(found), scores, spreads
+
+
+def held_out(inputs, wanted, folds, count, seed):
+    """Return (means, standard deviations over trees), (n, targets), by forests without a fold."""
+    means, apart = np.zeros_like(wanted), np.zeros_like(wanted)
+    for fold in np.unique(folds):
+        away = folds != fold
+        few = grow(inputs[away], wanted[away], min(count, FOLD_TREES), seed)
+        told = [tree.predict(inputs[~away]).reshape(-1, wanted.shape[1]) for tree in few]
+        means[~away], apart[~away] = np.mean(told, 0), np.std(told, 0)
+    return means, apart
 
 
 def grow(inputs, wanted, count, seed):
