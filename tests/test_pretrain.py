@@ -145,7 +145,8 @@ def test_all_tasks_are_learned_alike_by_any_number_of_processes(road, desk):
 def test_places_of_atoms_are_asked_for(road, desk):
     desk.take(road, "shards", "molecules.smi")
     desk.run("python cluster.py molecules.smi --k 4 --k 12 --atoms --workers 1")
-    said = mistake(pretrain.main, *f"{NANO} --loss atoms=1".split()[2:])
+    files = "--shards", desk / "shards", "--labels", desk / "labels.npz"
+    said = mistake(pretrain.main, *NANO.split()[2:], "--loss", "atoms=1", *files)
     assert "shards/: doesn't say where atoms lie" in said and "render.py --atoms" in said
 
 
