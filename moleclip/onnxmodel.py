@@ -131,12 +131,10 @@ class OnnxModel:
         return how | {"counts": True} if "fingerprint" in self.inputs else how
 
     def meanings(self):
-        """Return what the numbers of each target are, beside its name: "in nM", or ""."""
+        """Return what the numbers of each target are, "probability of active", or ""."""
         tasks = self.facts.get("tasks") or [""] * len(self.targets)
         probable = [f"probability of {words[1] if words else 1}" for words in self.classes]
-        known = [f"in {unit}" if unit else "" for unit in self.units]
-        each = zip(tasks, probable, known)
-        return [one if task == "classification" else other for task, one, other in each]
+        return [text * (task == "classification") for task, text in zip(tasks, probable)]
 
     @property
     def patch(self):

@@ -106,7 +106,7 @@ def test_what_is_no_model_of_ours(road, tmp_path):
 @pytest.mark.parametrize(
     "told, columns, meaning",
     [
-        ({"units": ["log mol/L"]}, ["log_solubility (log mol/L)"], "in log mol/L"),
+        ({"units": ["log mol/L"]}, ["log_solubility (log mol/L)"], ""),
         (
             {"classes": [["no", "yes"]]},
             ["log_solubility", "log_solubility_class"],
