@@ -267,7 +267,7 @@ def test_a_power_cut_between_its_files_costs_no_log(road, desk):
     desk.take(road, "shards", "labels.npz")
     words = f"{NANO}--epochs 9 --log-every 1 --save-every 2 --steps 4".split()[2:]
     run = {"folders": [desk.folder], "words": words}
-    cut = {0: "import os; pretrain.save_json = lambda *_: os._exit(9)"}
+    cut = {0: "import os, moleclip.trainstate as s; s.save_json = lambda *_: os._exit(9)"}
     ((died, _),), ((ended, _),) = play(run | {"before": cut}, run | {"words": [*words, "--resume"]})
     assert (died, ended) == (9, 0)
     log = read_log(desk / "encoder.log.jsonl")
