@@ -166,9 +166,9 @@ TWO = "--task classification needs two classes, such as 0 and 1; y has more"
     "text, words, says",
     [
         ("name,value\na,1\n", [], "no SMILES column"),
-        ("smiles,name\nCCO,a\n", [], "no column of numbers"),
+        ("smiles,name\nCCO,a\nCC,b\nC,c\n", [], "no column of numbers"),
         ("smiles,y\nCCO,1.5\nCCN,high\nCCC,2\n", [], "row 1 (line 3): y is 'high', not a number"),
-        ("smiles,y\nCCO,1.5\n", ["--target", "z"], "no column 'z'"),
+        ("smiles,y\nCCO,1.5\nCC,2.5\n", ["--target", "z"], "no column 'z'"),
         ("smiles,y\nCCO,1.5\nCCN,2\n", ["--task", "classification"], TWO),
         ("smiles,y\nCCO,\nCCN,\n", ["--target", "y"], "every label in y is blank"),
         ("smiles,y\nC1CC,1.5\n?,2.5\n", [], "none of its 2 rows is a readable molecule"),
