@@ -157,14 +157,15 @@ def prepare(world, device, out, precision, resume, no_compile, tokens, pool, **s
     Return (TrainState, pictures, training order, held-out members), alike on all processes.
     """
     init, seed, batch = settings["init"], settings["seed"], settings["batch"]
+    if settings["styles"] != "paper" and not settings["smiles"]:
+        raise click.UsageError("--styles goes with --smiles; shards are drawn: render.py --styles")
     world.together(lambda: check_options(world, out, batch, resume))
     dtype, reason = pick_precision(precision, device)
     pictures = world.together(lambda: open_pairs(**settings))
     order, held = world.together(lambda: split_held_out(pictures.clusters, batch))
     encoder = world.local0_first(lambda: load_encoder(init, seed))
     encoder.arch["tokens"] = tokens or encoder.arch["tokens"]
-    if pool == "cls+mean" and encoder.arch.get("pool") != pool:
-        encoder.add_pool()
+    settle_pool(encoder, pool, init)
     weights = sum(p.numel() for p in encoder.parameters()) / 1e6
     processes = f"{world.size} process{'es' if world.size > 1 else ''}"
     arithmetic = str(dtype or "fp32").removeprefix("torch.")
@@ -185,6 +186,17 @@ def prepare(world, device, out, precision, resume, no_compile, tokens, pool, **s
     if resume:
         state.resume()
     return state, pictures, order, held
+
+
+def settle_pool(encoder, pool, init):
+    """Give an encoder the pool that is asked for. Raises click.ClickException if it has more."""
+    has = encoder.arch.get("pool", "cls")
+    if pool == "cls+mean" and has == "cls":
+        encoder.add_pool()
+    elif pool == "cls" and has != "cls":
+        raise click.ClickException(
+            f"--init {init}: learned with --pool {has}, and can't do without; leave out --pool cls"
+        )
 
 
 def check_options(world, out, batch, resume):

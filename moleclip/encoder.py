@@ -23,6 +23,7 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 WHITE = {"mean": (1.0, 1.0, 1.0), "std": (0.25, 0.25, 0.25)}
 # Of the features of CLIP's ViT-B/16, roughly: what the heads' learning rate of 0.01 is made for.
 NORM = 10
+WAVES = 8  # of sine and cosine, each way, that tell where in its patch a place lies
 SUM_OF = 64  # patches: their sum is divided by it, which makes it of the mean's size
 ADAM = {"betas": (0.9, 0.98), "eps": 1e-6}  # of the encoder, in pretraining and finetuning
 
@@ -154,7 +155,7 @@ class Encoder(torch.nn.Module):
             weight = (step * share + (1 - step) * (1 - share)).prod(1, keepdim=True)
             column, row = (low.long() + step).unbind(1)
             told = told + weight * words[owner, slots[owner, row * side + column]]
-        waves = (units % 1)[:, :, None] * math.pi * torch.arange(1, 9, device=device)
+        waves = (units % 1)[:, :, None] * math.pi * torch.arange(1, WAVES + 1, device=device)
         within = torch.cat([waves.sin(), waves.cos()], 2).flatten(1)
         return torch.cat([told, within], 1) * known
 

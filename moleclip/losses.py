@@ -6,14 +6,11 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
+from moleclip.encoder import WAVES
+from moleclip.targets import IGNORED
+
 MACCS_PACKED = 168  # bits of the keys as cluster.py packs them: 167 and an empty one
 READ = 512  # width of what is made of the patches around an atom before anything is told by it
-WAVES = 32  # numbers beside them: where in its patch the atom lies
-
-
-def squares(told, truth):
-    """Return the squared errors of log counts, summed over the vocabulary: (n, 1)."""
-    return (told - truth).square().sum(1, keepdim=True)
 
 
 class Target(NamedTuple):
@@ -24,6 +21,11 @@ class Target(NamedTuple):
     weight: float = 1.0  # within its task
 
 
+def squares(told, truth):
+    """Return the squared errors of log counts, summed over the vocabulary: (n, 1)."""
+    return (told - truth).square().sum(1, keepdim=True)
+
+
 def huber(told, truth):
     """Return the Huber losses of standardised numbers, (n, d), NaN where the truth is not known."""
     known = truth.isfinite()
@@ -32,9 +34,9 @@ def huber(told, truth):
 
 
 def entropy(told, truth):
-    """Return the cross-entropies (n,), NaN where the class is none of those told of, below 0."""
-    losses = F.cross_entropy(told, truth, reduction="none", ignore_index=-100)
-    return losses.where(truth >= 0, torch.nan)
+    """Return the cross-entropies (n,), NaN where the class is IGNORED."""
+    losses = F.cross_entropy(told, truth, reduction="none", ignore_index=IGNORED)
+    return losses.where(truth != IGNORED, torch.nan)
 
 
 CLUSTERS = Target("classes", F.cross_entropy)  # what no other name says
@@ -59,7 +61,7 @@ class AtomHead(torch.nn.Module):
 
     def __init__(self, width, outputs):
         super().__init__()
-        self.hidden = torch.nn.Linear(width + WAVES, READ)
+        self.hidden = torch.nn.Linear(width + 4 * WAVES, READ)
         self.told = torch.nn.ModuleDict({n: torch.nn.Linear(READ, w) for n, w in outputs.items()})
 
     def forward(self, read):
@@ -144,7 +146,9 @@ def atom_parts(read, shown, head, targets, world):
         seen = shown if losses.ndim == 1 else shown[:, None]
         parts[f"atom_{name}"] = known_mean(losses.where(seen, torch.nan), world)
         if truth.ndim == 1:
-            right = (told[name].argmax(1) == truth).float().where(shown & (truth >= 0), torch.nan)
+            right = (
+                (told[name].argmax(1) == truth).float().where(shown & (truth != IGNORED), torch.nan)
+            )
             parts[f"atom_{name}_accuracy"] = known_mean(right, world)
     return parts | {"atoms_hidden": 1 - shown.float().mean()}
 
@@ -156,11 +160,9 @@ def weighted_loss(parts, targets, weights, atoms=()):
     by task, as --loss has them.
     """
     loss = weights["contrastive"] * parts["contrastive"]
-    known = {name: (name, OF_PICTURES.get(name, CLUSTERS)) for name in targets}
-    known |= {f"atom_{name}": (f"atom_{name}", OF_ATOMS[name]) for name in atoms}
-    for task in dict.fromkeys(target.task for _, target in known.values()):
-        of_task = [
-            target.weight * parts[name] for name, target in known.values() if target.task == task
-        ]
+    known = {name: OF_PICTURES.get(name, CLUSTERS) for name in targets}
+    known |= {f"atom_{name}": OF_ATOMS[name] for name in atoms}
+    for task in dict.fromkeys(target.task for target in known.values()):
+        of_task = [each.weight * parts[name] for name, each in known.items() if each.task == task]
         loss = loss + weights[task] * sum(of_task)
     return loss

@@ -38,8 +38,9 @@ def seen_by(init):
     A checkpoint's `seen`, or its configuration's table; of an encoder the list beside it, if any.
     """
     path = BUNDLED if init == "bundled" else Path(init)
-    if path.with_suffix(".seen.npy").is_file():
-        return Seen(torch.from_numpy(np.load(path.with_suffix(".seen.npy"))), labelled=False)
+    drew = path.with_suffix(".seen.npy")
+    if drew.is_file():
+        return Seen(torch.from_numpy(np.load(drew, allow_pickle=False)), labelled=False)
     if path.suffix != ".pt" or not path.is_file() or is_torchscript(path):
         return Seen()
     checkpoint = load_checkpoint(path)

@@ -16,8 +16,6 @@ FACES = (
     "cmr10 cmb10 cmss10 cmti10 cmtt10"
 )
 FONTS = [f"{face}.ttf" for face in FACES.split()]  # all in matplotlib
-
-
 COLOURS = {  # schemes, by what RDKit calls them
     "default": "useDefaultAtomPalette",
     "black": "useBWAtomPalette",

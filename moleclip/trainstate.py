@@ -18,21 +18,11 @@ from moleclip.losses import new_heads
 from moleclip.weights import load_checkpoint, save_checkpoint
 
 WARM_UP = 5  # steps at a third of the learning rate (MoleCLIP's ConstantLR)
-CHANGEABLE = (
-    "lr",
-    "loss",
-    "decay",
-)  # on --resume: a run's last part at a lower rate is a common wish
+# On --resume: a run's last part at a lower rate is a common wish.
+CHANGEABLE = ("lr", "loss", "decay")
 FIXED = (
-    "input_sha256",
-    "batch",
-    "seed",
-    "init",
-    "temperature",
-    "tokens",
-    "augment",
-    "optimizer",
-    "pool",
+    *("input_sha256", "batch", "seed", "init", "temperature"),
+    *("tokens", "pool", "augment", "optimizer"),
 )
 HASHED = ("labels_sha256", "drawings_")  # what such keys begin with, or are
 OWN = ("shards", "labels", "micro_batch")  # what each process may have in its own way

@@ -140,6 +140,12 @@ def test_all_tasks_are_learned_alike_by_any_number_of_processes(road, desk):
     assert checkpoint["encoder"]["pool"].shape == (128, 512)
     again = load_encoder(str(desk / "1-4.pt"))
     assert torch.equal(again.visual.pool, checkpoint["encoder"]["pool"])
+    # which compares the file with PyTorch, and ends with an error where they differ
+    said = desk.run("python export.py 1-4.pt --encoder-only -o pool.onnx")
+    assert "embeddings by a cosine of" in said
+    files = "--shards", desk / "shards", "--labels", desk / "labels.npz", "-o", desk / "less.pt"
+    said = mistake(pretrain.main, "--init", desk / "1-4.pt", "--pool", "cls", "--batch", 32, *files)
+    assert "1-4.pt: learned with --pool cls+mean" in said
 
 
 def test_places_of_atoms_are_asked_for(road, desk):
@@ -339,6 +345,7 @@ OTHER_TEMPERATURE = "--resume -o ../road.pt --init scratch:nano --temperature 0.
         ("-o there.pt --batch 32", "--resume"),
         ("--loss contrastive=0,classes=0", "above 0"),
         ("--loss colour=1", "is not TASK=WEIGHT"),
+        ("--styles wide", "--styles goes with --smiles"),
         ("--loss descriptors=1 --batch 32", "make it again with cluster.py --descriptors"),
         ("--lr 1e-5,1e-3,1e-3", "or two: that of the encoder and that of the heads"),
         ("--lr 1e-5,", "is not a valid float range"),
@@ -352,7 +359,7 @@ def test_mistakes(road, monkeypatch, words, says, tmp_path):
     (tmp_path / "there.pt").touch()
     (tmp_path.parent / "road.pt").write_bytes((road / "encoder.pt").read_bytes())
     monkeypatch.chdir(tmp_path)
-    of_usage = words.startswith(("--loss", "--lr")) and "--batch" not in words
+    of_usage = words.startswith(("--loss", "--lr", "--styles")) and "--batch" not in words
     assert says in mistake(pretrain.main, *words.split(), code=2 if of_usage else 1)
     assert not (tmp_path / "encoder.pt").exists()
 
