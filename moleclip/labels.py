@@ -7,13 +7,20 @@ from typing import NamedTuple
 
 import numpy as np
 
+from moleclip.files import UTF8
+
 BLANKS = {"", "nan", "na", "n/a", "#n/a", "n.a.", "nd", "n.d.", "null", "none", "-", "--", "–"}
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 QUALIFIED = re.compile(r"(?:[<>]=|<<|>>|[<>~≥≤≈])\s*(?=[\d.+-])")
 UNIT = r"[A-Za-zµμ%°Å][A-Za-zµμ%°Å/·*^0-9 ().-]{0,19}"
 WITH_UNIT = re.compile(rf"({NUMBER})\s*({UNIT})?")
+DASHES = dict.fromkeys(map(ord, "−–‐‑"), "-")  # that programs write for a minus
+GAP = "[ \u00a0\u202f]"  # what people write between thousands, beside , ' and .
+GROUPED = (
+    rf"\d{{1,3}}(?:(?:[,'’]|{GAP})\d{{3}})+(?:[.,]\d+)?|\d{{1,3}}(?:\.\d{{3}})+(?:,\d+|\.\d{{3}})"
+)
 DRESSED = re.compile(  # a measurement, but no plain number: 5 ± 1, 1-2, (5), 2 × 10^-3, 1,234.5
-    rf"[(<>~≤≥=]*\s*(?:\d{{1,3}}(?:[,'’]\d{{3}})+(?:\.\d+)?|{NUMBER})"
+    rf"[(<>~≤≥=]*\s*[+-]?(?:{GROUPED}|{NUMBER})"
     rf"(?:\s*(?:±|\+/?-|–|-|to|\^|[x×*]\s*10\s*\^?)\s*{NUMBER})?\s*\)?(?:\s*\(.*\))?\s*(?:{UNIT})?"
 )
 PAIRS = ({0, 1}, {1, 2}, {-1, 1})  # of numbers that are classes
@@ -25,6 +32,7 @@ IDENTIFIER = re.compile(  # of a name in lower case
     r"|(.*[ _.-])?(fold|lot|batch|plate|split|seed|replicate|year|date|pmid)"
     r"([ _.-]?(no|nr|num|number|id|\d+))?"
 )
+BESIDE = re.compile(r"(^|[\W_])(units?|relations?|operators?|qualifiers?)($|[\W_])")
 IDS = "an index, ids or parts, by its name or as each number occurs once"
 FEW = 10  # different words that may be classes
 
@@ -53,18 +61,22 @@ class Cell(NamedTuple):
 def read_column(name, cells, comma=False, positive=None, task="auto"):
     """Return the Column that stripped cells make.
 
-    comma: whether 1,5 is a number. positive: the word that is to be class 1. Several
+    comma: whether 1,5 is a number in this table. positive: the word that is to be class 1. Several
     blank-separated numbers may share a cell (MoleCLIP).
     """
+    cells = ["-" if cell in ("−", "–", "—") else cell for cell in cells]
     known = {i: cell for i, cell in enumerate(cells) if cell.lower() not in BLANKS - {"-"}}
     signs = set(known.values()) == {"+", "-"}
     known = {i: cell for i, cell in known.items() if signs or cell != "-"}
     words = Counter(cell.lower() for cell in known.values())
     if not known:
         return Column("", "every cell is blank")
-    comma = comma and any(re.search(r"\d,\d", cell) for cell in known.values())
-    read = {i: read_cell(cell, comma) for i, cell in known.items()}
+    own = comma and any(re.search(r"\d,\d", cell) for cell in known.values())
+    read = {i: read_cell(cell, own) for i, cell in known.items()}
     good = {i: cell for i, cell in read.items() if cell}
+    groups = grouped({known[i]: cell for i, cell in good.items()}, comma and not own)
+    if groups:
+        return Column("", groups, asked=not named_as_id(name))
     if signs or (not good and len(words) == 2 < len(known)):
         column = two_classes(words, known, len(cells), positive)
         return column._replace(reason=IDS) if column.kind and named_as_id(name) else column
@@ -87,7 +99,7 @@ def read_cell(text, comma=False):
 
     Spellings that Python alone reads, such as 2021_014 and infinity, are none.
     """
-    text = text.replace("−", "-")
+    text = text.translate(DASHES)
     if comma:
         if "." in text:
             return None
@@ -105,8 +117,27 @@ def read_cell(text, comma=False):
     return Cell(values, unit, bool(qualifier)) if values and fits else None
 
 
+def grouped(good, pointed):
+    """Return why numbers can't be told from groups of thousands, "" if they can.
+
+    good: {text: Cell}. pointed: whether a point may separate such groups too, since commas are
+    decimal in the table.
+    """
+    mark, says = GAP, "may be one number or several"
+    found = [text for text, cell in good.items() if len(cell.numbers) > 1]
+    if pointed and not found:
+        mark, says = r"\.", "may be thousands, as commas are decimal in this table"
+        found = [text for text in good if "." in text]
+    number = rf"[<>~≤≥=]*\s*[+-]?[1-9]\d{{0,2}}(?:{mark}\d{{3}})+\s*(?:{UNIT})?"
+    if not found or not all(re.fullmatch(number, text.translate(DASHES)) for text in found):
+        return ""
+    return f"{found[0][:40]!r} {says}; write numbers without groups of three digits"
+
+
 def two_classes(words, known, rows, positive):
     """Return the Column of two words."""
+    if any(map(strange, words)):
+        return Column("", f"its words are not UTF-8; save the table as {UTF8}", asked=True)
     negative, active = in_order(*words)
     if positive and positive.lower() not in words:
         return Column("", f"has the classes {negative} and {active}, none is {positive!r}")
@@ -135,7 +166,10 @@ def unreadable(known, words, good):
     if 2 * (commas + good) > len(known):
         says = "its decimal commas are read in tables separated by semicolons alone; write points"
         return Column("", says, asked=True)
-    dressed = [cell for cell in known.values() if DRESSED.fullmatch(cell.replace("−", "-"))]
+    foreign = [cell for cell in known.values() if strange(cell) and cell[0] in "+-.0123456789<>"]
+    if 2 * len(foreign) > len(known):
+        return Column("", f"its cells are not UTF-8; save the table as {UTF8}", asked=True)
+    dressed = [cell for cell in known.values() if DRESSED.fullmatch(cell.translate(DASHES))]
     if 2 * len(dressed) > len(known):
         odd = next((cell for cell in dressed if not read_cell(cell)), dressed[0])
         return Column("", f"its cells are no plain numbers ({odd[:40]!r}); write one in each", True)
@@ -151,6 +185,11 @@ def unreadable(known, words, good):
         says = f"most of its cells are no numbers ({odd[:40]!r})"
         return Column("", says, asked=True)
     return Column("", "words")
+
+
+def strange(text):
+    """Tell whether a text holds bytes that are not UTF-8."""
+    return any("\udc80" <= letter <= "\udcff" for letter in text)
 
 
 def numbers(good, known, rows):
@@ -228,3 +267,15 @@ def unlearnable(labels, splits):
 def has_one_value(labels):
     """Tell of each target whether its known labels are all the same, bool (targets,)."""
     return np.array([len(set(column[~np.isnan(column)])) == 1 for column in labels.T])
+
+
+def differs_beside(name, cells):
+    """Return what a column says of the numbers beside it, if that isn't the same in all rows.
+
+    Such as the units and relations that ChEMBL writes into columns of their own.
+    """
+    words = Counter(cell for cell in cells if cell.lower() not in BLANKS)
+    if not BESIDE.search(name.lower()) or not 1 < len(words) <= FEW:
+        return ""
+    shown = ", ".join(f"{count} are {word[:20]}" for word, count in words.most_common(4))
+    return f"{name.strip()} is not the same in all rows ({shown}): labels are taken as they stand"

@@ -13,7 +13,7 @@ from moleclip.molecules import canonical, scaffold
 LEAST = 10  # molecules of a table, for three parts
 TINY = 20  # molecules of a part below which its numbers say little
 TINY_PARTS = {
-    "val": "the epoch that they choose is much of chance",
+    "val": "an epoch that they choose is much of chance",
     "test": "the test values say little, whatever their interval",
 }
 SUBSETS = ("train", "val", "test")

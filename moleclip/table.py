@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import re
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from moleclip.files import open_text
 from moleclip.formats import SAMPLED, find_mark, find_smiles_column, input_kind, suffix_of
-from moleclip.labels import read_cell, read_column
+from moleclip.labels import differs_beside, read_cell, read_column
 from moleclip.molecules import read_molecules
 
 
@@ -36,6 +37,7 @@ class Data:
         self.smiles = [molecule.smiles for molecule in self.molecules]
         self.problems = [molecule.problem for molecule in self.molecules]
         self.comma, self.left_out = has_semicolons(path, smiles_column), {}
+        self.comma = self.comma and self.has_decimal_commas()
         found = self.named_columns(targets) if targets else self.pick_columns()
         self.task = self.one_task(found)
         for name, column in found.items():
@@ -54,6 +56,11 @@ class Data:
     def column(self, name):
         """Return the cells of a column, stripped."""
         return [m.fields.get(name, "").strip() for m in self.molecules]
+
+    def has_decimal_commas(self):
+        """Tell whether a cell of the table begins with a number with a decimal comma."""
+        number = re.compile(r"[<>~≤≥=\s]*[+−–-]?\d*,\d+(?![\d,-])")
+        return any(number.match(cell) for m in self.molecules for cell in m.fields.values())
 
     def read(self, name, positive=None):
         """Return the Column of this name, by its rows that can be used."""
@@ -99,7 +106,7 @@ class Data:
         if doubtful:
             name = doubtful[0]
             choice = [each for each in (name, *found) if read[each].kind]
-            choice = ", ".join(f"--target {each}" for each in choice)
+            choice = ", ".join(f"--target {shlex.quote(each)}" for each in choice)
             raise click.ClickException(
                 f"{self.path}: {name} looks like labels, but {read[name].reason}"
                 + f"; say what to learn, such as {choice}" * bool(choice)
@@ -133,7 +140,13 @@ class Data:
             return "regression"
         if numbers and classes:
             ways = (
-                " ".join(["finetune.py --data", self.path, *(f"--target '{n}'" for n in names)])
+                " ".join(
+                    [
+                        "finetune.py --data",
+                        shlex.quote(self.path),
+                        *(f"--target '{n}'" for n in names),
+                    ]
+                )
                 for names in (numbers, classes)
             )
             raise click.ClickException(
@@ -185,6 +198,8 @@ class Data:
             lines.append(
                 f"not learned: {', '.join(names[:12])}{more}; --target names what to learn"
             )
+        beside = (differs_beside(name, self.column(name)) for name in self.header)
+        lines += [f"warning: {line}" for line in beside if line]
         for name, words in dict(zip(self.columns, self.classes)).items():
             if words:
                 turn = f"--target '{name}={words[0]}' turns it"

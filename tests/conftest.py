@@ -117,7 +117,7 @@ def table_of(folder, text, **options):
     """The Data of a CSV with this text."""
     from moleclip.table import Data
 
-    (folder / "t.csv").write_text(text)
+    (folder / "t.csv").write_text(text, "utf-8", "surrogateescape")
     return Data(str(folder / "t.csv"), **options)
 
 

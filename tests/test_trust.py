@@ -55,6 +55,39 @@ def test_decimal_commas_are_read_where_semicolons_separate(tmp_path):
     assert table_of(tmp_path, text_of(quoted), targets=["MW"]).targets == ["MW"]
 
 
+def test_points_may_separate_thousands_where_commas_are_decimal(tmp_path):
+    columns = {
+        "logS": lambda i: f"-{i},5",
+        "IC50": lambda i: f"{i + 1}.250 nM" if i % 2 else "850 nM",
+    }
+    line = refusal(tmp_path, columns, mark=";")
+    assert "IC50 looks like labels, but '2.250 nM' may be thousands" in line
+    columns["IC50"] = lambda i: f"{i + 1}.250,5"
+    assert "no plain numbers ('1.250,5')" in refusal(tmp_path, columns, mark=";")
+    for cells in (lambda i: f"0.{i + 100}", lambda i: f"{i}.125" if i % 2 else f"{i}.5"):
+        data = table_of(tmp_path, text_of(columns | {"IC50": cells}, mark=";"))
+        assert data.labels[1, 1] == float(cells(1))
+
+
+def test_a_dash_that_programs_write_is_a_minus(tmp_path):
+    data = table_of(tmp_path, text_of({"y": lambda i: f"–{i}.5" if i else "—"}))
+    assert np.isnan(data.labels[0, 0]) and data.labels[3, 0] == -3.5
+    assert table_of(tmp_path, text_of({"y": lambda i: "+–"[i % 2]})).classes == [("-", "+")]
+
+
+def test_units_and_relations_in_columns_of_their_own_are_said(tmp_path):
+    columns = {
+        "Standard Relation": lambda i: "'='",
+        "Standard Value": weight,
+        "standard_units": lambda i: "nM" if i % 4 else "uM",
+    }
+    data = table_of(tmp_path, text_of(columns), targets=["Standard Value"])
+    says = "standard_units is not the same in all rows (30 are nM, 10 are uM)"
+    assert [line for line in data.notes() if "not the same" in line] == [
+        f"warning: {says}: labels are taken as they stand"
+    ]
+
+
 @pytest.mark.parametrize(
     "cell, says",
     [
@@ -68,6 +101,10 @@ def test_decimal_commas_are_read_where_semicolons_separate(tmp_path):
         (lambda i: f'"{i + 1},500.5"', "its cells are no plain numbers ('1,500.5')"),
         (lambda i: f"({i}.5)", "its cells are no plain numbers ('(0.5)')"),
         (lambda i: f"{i}.2 × 10^-3", "its cells are no plain numbers ('0.2 × 10^-3')"),
+        (lambda i: f"{i + 1}.500.000", "its cells are no plain numbers ('1.500.000')"),
+        (lambda i: f"{i + 1} 500" if i % 2 else i, "'2 500' may be one number or several"),
+        (lambda i: f"{i}.5 \udcb5M", "its cells are not UTF-8"),
+        (lambda i: "pas tr\udce8s" if i % 2 else "tr\udce8s", "its words are not UTF-8"),
     ],
 )
 def test_a_doubtful_column_beside_another_asks(tmp_path, cell, says):
