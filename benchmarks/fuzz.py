@@ -6,7 +6,8 @@
 No traceback, only a click.ClickException; every planted row has its number; what is learned of a
 table is what was planted there, and what isn't learned is named. Prints what was found, with a
 tally of what was refused and why; the file of each finding is kept in benchmarks/runs/fuzz/. Exit
-code 1 if there is one. The same --seed makes the same files, each by itself.
+code 1 if there is one. The same --seed makes the same files, each by itself. A run of no less than
+the default writes what it prints to benchmarks/results/fuzz.txt.
 """
 
 import csv
@@ -28,14 +29,16 @@ from typing import NamedTuple
 
 import click
 from rdkit import Chem, rdBase
-from record import ROOT, RUNS
+from record import RESULTS, ROOT, RUNS, command_line, surroundings
 
+from moleclip.files import save_whole
 from moleclip.molecules import Rejected, parse, read_molecules
 from moleclip.table import Data
 from moleclip.workers import try_item
 
 SLOW = 10  # seconds of a processor that no line may take
 FILE = 1000  # lines of a file of lines
+FULL = {"lines": 10_000, "tables": 300, "stations": 20}
 STATIONS = ("render", "cluster", "finetune", "export", "predict")
 PLANTED = 5  # every so many lines one is planted
 ALPHABET = "CNOPSFIBrcnos[]()=#@+-/\\123456789%.:*~HDT$"
@@ -205,6 +208,8 @@ def label_columns(rng, rows):
         "measured": (texts, numbers),
         "with gaps": (gaps, known),
         "minus": ([text.replace("-", "−") for text in texts], numbers),
+        "dashes": ([text.replace("-", "–") for text in texts], numbers),
+        "thousands": ([f"{row + 1} {500 + row}" for row in range(rows)], None),
         "commas": ([text.replace(".", ",") for text in texts], numbers),
         "IC50": ([f"{text.strip()} nM" for text in texts], numbers),
         "mixed IC50": ([f"{t} {'nM' if gap else 'µM'}" for gap, t in zip(some, texts)], None),
@@ -459,37 +464,42 @@ def play(station, words, desk):
 
 
 @click.command()
-@click.option("--lines", default=10_000, show_default=True, help="Hostile lines.")
-@click.option("--tables", default=300, show_default=True, help="Generated tables.")
-@click.option("--stations", default=20, show_default=True, help="Tables through the stations.")
+@click.option("--lines", default=FULL["lines"], show_default=True, help="Hostile lines.")
+@click.option("--tables", default=FULL["tables"], show_default=True, help="Generated tables.")
+@click.option("--stations", default=FULL["stations"], show_default=True, help="Through stations.")
 @click.option("--seed", default=0, show_default=True, help="Another seed, other files.")
-def main(lines, tables, stations, seed):
+def main(seed, **counts):
     """Send hostile lines and tables through the readers and say what was wrong."""
-    folder = RUNS / "fuzz"
+    folder, said = RUNS / "fuzz", []
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     with rdBase.BlockLogs():
-        findings, tally = fuzz_lines(lines, seed, folder)
-        show(f"{lines} lines", findings, tally)
-        wrong, tally, good = fuzz_tables(tables, seed, folder)
-        show(f"{tables} tables", wrong, tally)
+        findings, tally = fuzz_lines(counts["lines"], seed, folder)
+        said += show(f"{counts['lines']} lines", findings, tally)
+        wrong, tally, good = fuzz_tables(counts["tables"], seed, folder)
+        said += show(f"{counts['tables']} tables", wrong, tally)
     findings += wrong
-    wrong, tally = fuzz_stations(good[:stations], folder)
-    if stations:
-        show(f"{len(good[:stations])} tables through the stations", wrong, tally)
+    wrong, tally = fuzz_stations(good[: counts["stations"]], folder)
+    if counts["stations"]:
+        chosen = len(good[: counts["stations"]])
+        said += show(f"{chosen} tables through the stations", wrong, tally)
     findings += wrong
     for table in good:
         table.path.unlink()
+    if all(counts[name] >= FULL[name] for name in FULL):
+        facts = surroundings(("rdkit", "torch"))
+        head = [command_line(), f"{facts['versions']}, commit {facts['commit']}", ""]
+        text = "\n".join(head + said) + "\n"
+        save_whole(RESULTS / "fuzz.txt", lambda name: name.write_text(text))
     sys.exit(1 if findings else 0)
 
 
 def show(title, findings, tally):
-    """Print what was found, and what became of the rest."""
-    click.echo(f"{title}: {len(findings)} findings")
-    for each in findings:
-        click.echo(f"    WRONG {each}")
-    for became, count in tally.most_common(30):
-        click.echo(f"    {count:6d}  {became}")
+    """Print what was found, and what became of the rest; return the lines."""
+    lines = [f"{title}: {len(findings)} findings", *(f"    WRONG {each}" for each in findings)]
+    lines += [f"    {count:6d}  {became}" for became, count in tally.most_common(30)]
+    click.echo("\n".join(lines))
+    return lines
 
 
 if __name__ == "__main__":
