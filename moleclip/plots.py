@@ -112,18 +112,20 @@ def tested(results):
 
 
 def draw_table(axis, table, title):
-    """Draw the pooled scores, a line for each method."""
-    names, cells = list(next(iter(table.values()))["pooled"]), []
+    """Draw the pooled scores, a line for each method; an interval stands below its mean."""
+    names, seeds, cells = list(next(iter(table.values()))["pooled"]), counted(table), []
     for scores in table.values():
         found = scores["pooled"]
-        seeds = counted(table)
-        cells.append([mean_ci(found[n], 3, seeds) if n in found else "-" for n in names])
+        line = [mean_ci(found[n], 3, seeds) if n in found else "-" for n in names]
+        cells.append([text.replace(" ", "\n", 1) for text in line])
+    methods = [name.replace(" + ", " +\n") for name in table]
+    heads = [name.replace(" ", "\n") for name in names]
     axis.axis("off")
     look = {"loc": "center", "cellLoc": "right", "edges": "horizontal"}
-    box = (0.24, 0.1, 0.76, 0.75)
-    drawn = axis.table(cells, rowLabels=list(table), colLabels=names, bbox=box, **look)
+    box = (0.24, 0.02, 0.76, 0.9)
+    drawn = axis.table(cells, rowLabels=methods, colLabels=heads, bbox=box, **look)
     drawn.auto_set_font_size(False)
-    drawn.set_fontsize(10)
+    drawn.set_fontsize(9)
     for (line, _), cell in drawn.get_celld().items():
         cell.set_edgecolor("0.8")
         cell.get_text().set_fontweight("bold" if line == 1 else "normal")

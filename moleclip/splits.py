@@ -203,7 +203,7 @@ def make_split(data, usable, kind, seed, warn=True):
         )
     split = dict(zip(SUBSETS, parts))
     if warn:
-        print_split(data, split, name, seed)
+        print_split(data, split, name, seed, len(usable) - sum(map(len, parts)))
     return split
 
 
@@ -277,11 +277,12 @@ def check_parts(data, split, warn=True):
             say_once(f"warning: only {size} molecules in {part}: {says}")
 
 
-def print_split(data, split, kind, seed):
-    """Print sizes and the share of known scaffolds; warn of molecules that stand on both sides."""
+def print_split(data, split, kind, seed, left=0):
+    """Print sizes, the share of known scaffolds, `left` rows; warn of molecules on both sides."""
     train = {scaffold(data.smiles[i]) for i in split["train"]}
     shared = np.mean([scaffold(data.smiles[i]) in train for i in split["test"]])
     sizes = ", ".join(f"{len(rows)} {part}" for part, rows in split.items())
+    sizes += f", {left} rows in no part" * (left > 0)
     click.echo(
         f"{kind} split, seed {seed}: {sizes}; "
         f"{100 * shared:.0f}% of the test molecules share a scaffold with training"

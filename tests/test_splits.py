@@ -55,7 +55,7 @@ def test_a_split_of_ones_own(tmp_path, capsys):
     assert data.targets == ["y"]
     split = make_split(data, range(6), "column", 1)
     assert split == {"train": [0, 4], "val": [1, 5], "test": [2]}
-    assert "2 train, 2 val, 1 test" in capsys.readouterr().out
+    assert "2 train, 2 val, 1 test, 1 rows in no part;" in capsys.readouterr().out
     own = tmp_path / "s.csv"
     own.write_text("row,split,seed_2\n0,train,test\n1,val,val\n2,test,train\n")
     first, second = (make_split(data, range(6), str(own), seed) for seed in (1, 2))

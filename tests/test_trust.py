@@ -1,5 +1,6 @@
 """What may be learned of a table, from which rows, and what its numbers may say."""
 
+import itertools
 import json
 
 import click
@@ -9,7 +10,17 @@ import torch
 from conftest import ROOT, first_lines, invoke, mistake, rows_of, table_of
 
 import finetune
-from moleclip.metrics import against_mean, area, bootstrap, difference, print_table
+from moleclip.choice import NAMES
+from moleclip.metrics import (
+    MODEL,
+    against_mean,
+    area,
+    bootstrap,
+    difference,
+    print_table,
+    table_title,
+)
+from moleclip.plots import draw_table
 from moleclip.runs import best_seed
 from moleclip.seen import molecule_hashes
 from moleclip.splits import make_split, make_splits
@@ -417,6 +428,31 @@ def test_the_printed_table_says_what_its_intervals_are(capsys):
     assert "the intervals are of training alone" in said and "in standard deviations" in said
     heads = [line.split() for line in said.splitlines() if line.startswith("MAE of each target")]
     assert heads[0][-5:] == ["this", "model", "mean", "of", "training"]
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    ["MAE RMSE R2 Spearman coverage width", "ROC-AUC PR-AUC accuracy Brier calibration_error"],
+)
+def test_no_number_of_the_report_runs_into_another(metrics):
+    import matplotlib.pyplot as plt
+
+    names = [name.replace("_", " ") for name in metrics.split()]
+    summary = {"mean": -0.0346, "sd": 0.1, "ci95": 0.2345, "seeds": 3}
+    methods = [MODEL, *(f"ECFP + {name}" for name in NAMES.values()), "mean of training"]
+    table = {method: {"pooled": dict.fromkeys(names, summary)} for method in methods}
+    figure = plt.figure(figsize=(16, 6.2), layout="constrained")
+    top, _ = figure.subfigures(2, 1, height_ratios=(3.6, 2.6))
+    axis = top.subplots(1, 4, width_ratios=(1.8, 1, 1, 1))[0]
+    draw_table(axis, table, f"{'long ' * 12}\n{table_title(table, fixed=True)}")
+    figure.canvas.draw()
+    texts = [cell.get_text() for cell in axis.tables[0].get_celld().values()] + [axis.title]
+    boxes = [(text.get_text(), text.get_window_extent()) for text in texts if text.get_text()]
+    assert len(boxes) == 5 * (1 + len(names)) + len(names) + 1
+    assert min(box.x0 for _, box in boxes) >= 0
+    pairs = itertools.combinations(boxes, 2)
+    assert not [(one, other) for (one, a), (other, b) in pairs if a.overlaps(b)]
+    plt.close(figure)
 
 
 @pytest.fixture(scope="module")
