@@ -198,7 +198,7 @@ class Data:
             lines.append(
                 f"not learned: {', '.join(names[:12])}{more}; --target names what to learn"
             )
-        beside = (differs_beside(name, self.column(name)) for name in self.header)
+        beside = (differs_beside(n, self.column(n)) for n in self.header if n not in self.columns)
         lines += [f"warning: {line}" for line in beside if line]
         for name, words in dict(zip(self.columns, self.classes)).items():
             if words:

@@ -88,11 +88,12 @@ def test_a_dash_that_programs_write_is_a_minus(tmp_path):
 
 def test_units_and_relations_in_columns_of_their_own_are_said(tmp_path):
     columns = {
+        "n_units": lambda i: i % 3,
         "Standard Relation": lambda i: "'='",
         "Standard Value": weight,
         "standard_units": lambda i: "nM" if i % 4 else "uM",
     }
-    data = table_of(tmp_path, text_of(columns), targets=["Standard Value"])
+    data = table_of(tmp_path, text_of(columns), targets=["Standard Value", "n_units"])
     says = "standard_units is not the same in all rows (30 are nM, 10 are uM)"
     assert [line for line in data.notes() if "not the same" in line] == [
         f"warning: {says}: labels are taken as they stand"
