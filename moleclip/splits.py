@@ -140,6 +140,8 @@ def read_splits(path, seed, smiles):
         raise click.ClickException(
             f"{path}: not a splits.csv, which has the columns row and split"
         ) from None
+    if len(found) < len(lines):
+        raise click.ClickException(f"{path}: names a row twice; each is in one part")
     other = "it was made from another table"
     for row, text in written.items():
         if not 0 <= row < len(smiles):

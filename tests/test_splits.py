@@ -64,6 +64,7 @@ def test_a_split_of_ones_own(tmp_path, capsys):
     for text, says in (
         ("row,split\n0,train\n9,test\n", "ends at row 5"),
         ("row,split\n0,tarin\n", "row 0 is 'tarin'"),
+        ("row,split\n0,train\n1,val\n0,test\n", "names a row twice"),
         ("a,b\n1,2\n", "not a splits.csv"),
     ):
         own.write_text(text)
