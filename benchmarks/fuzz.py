@@ -470,7 +470,7 @@ def play(station, words, desk):
 @click.option("--seed", default=0, show_default=True, help="Another seed, other files.")
 def main(seed, **counts):
     """Send hostile lines and tables through the readers and say what was wrong."""
-    folder, said = RUNS / "fuzz", []
+    folder, said, facts = RUNS / "fuzz", [], surroundings(("rdkit", "torch"))
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     with rdBase.BlockLogs():
@@ -487,7 +487,6 @@ def main(seed, **counts):
     for table in good:
         table.path.unlink()
     if all(counts[name] >= FULL[name] for name in FULL):
-        facts = surroundings(("rdkit", "torch"))
         head = [command_line(), f"{facts['versions']}, commit {facts['commit']}", ""]
         text = "\n".join(head + said) + "\n"
         save_whole(RESULTS / "fuzz.txt", lambda name: name.write_text(text))
