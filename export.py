@@ -3,6 +3,7 @@
     python export.py runs/dhbd                                   # model.onnx
     python export.py runs/dhbd --precision int8 -o small.onnx    # a quarter the size, for CPUs
     python export.py runs/dhbd/seed-* -o ensemble.onnx           # mean of several seeds, and spread
+    python export.py aligned.pt -o aligned.onnx                  # of align.py, for search.py
 
 The file holds everything: pixel normalisation, encoder, heads, label scaling, and in its metadata
 the target names, how the molecules have to be drawn, and fingerprints of the training molecules, so
@@ -13,7 +14,6 @@ drawings before it gets its name.
 import csv
 import logging
 import tempfile
-import warnings
 from pathlib import Path
 
 import click
@@ -25,7 +25,17 @@ from rdkit import Chem, rdBase
 from tqdm import tqdm
 
 from moleclip import options
-from moleclip.deploy import Deployed, combine, drawing, intervals_of, learned_parts, to_fp16
+from moleclip.alignedfile import export_aligned, is_aligned
+from moleclip.deploy import (
+    Deployed,
+    combine,
+    drawing,
+    intervals_of,
+    learned_parts,
+    save_onnx,
+    to_fp16,
+    traced,
+)
 from moleclip.drawing import draw_views
 from moleclip.features import count_fingerprint, pack_fingerprint
 from moleclip.files import check_output, save_whole
@@ -37,7 +47,6 @@ from moleclip.session import SHAPES
 from moleclip.weights import load_encoder
 from moleclip.workers import try_item
 
-OPSET = 20
 LARGEST = 1.9e9  # bytes: a file of ONNX's kind ends at 2 GiB
 BYTES = {"fp32": 4, "fp16": 2, "int8": 4}  # of a weight while the file is made
 MAX_FINGERPRINTS = 10_000  # training molecules; each takes some 90 bytes in the file
@@ -168,23 +177,12 @@ def training_fingerprints(tables, parts=("train",)):
 
 def to_onnx(deployed, precision):
     """Return the ONNX model, with a dynamic batch."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     # A batch of 1 as the example would be burnt into the graph, hence 2.
     examples = [torch.randint(0, 256, (2, *SHAPES[name])).byte() for name in deployed.inputs]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            to_fp16(deployed) if precision == "fp16" else deployed,
-            tuple(examples),
-            dynamo=True,
-            external_data=False,
-            opset_version=OPSET,
-            verbose=False,
-            input_names=deployed.inputs,
-            output_names=deployed.names,
-            dynamic_shapes=tuple({0: torch.export.Dim("batch")} for _ in examples),
-        )
-    return to_int8(program.model_proto) if precision == "int8" else program.model_proto
+    module = to_fp16(deployed) if precision == "fp16" else deployed
+    sizes = tuple({0: torch.export.Dim("batch")} for _ in examples)
+    model = traced(module, examples, deployed.inputs, deployed.names, sizes)
+    return to_int8(model) if precision == "int8" else model
 
 
 def to_int8(model):
@@ -303,13 +301,6 @@ def check_size(deployed, precision):
         )
 
 
-def save_onnx(model, path, props):
-    """Write an ONNX model with its metadata, {name: text}, and check the file."""
-    onnx.helper.set_model_props(model, props)
-    onnx.save(model, path)
-    onnx.checker.check_model(str(path), full_check=True)
-
-
 def save_checked(out, deployed, precision, props, given, force):
     """Write the file if it is close enough to PyTorch, and return what `compare` found."""
     found, frozen = {}, [m for m in deployed.models if isinstance(m, FrozenModel)]
@@ -343,11 +334,14 @@ def save_checked(out, deployed, precision, props, given, force):
     help="Write what differs beyond the bounds, or an ensemble of different tables.",
 )
 def main(runs, out, precision, encoder_only, no_fingerprints, force):
-    """Export each RUN, a folder of finetune.py or a model.pt in it, into one file.
+    """Export each RUN, a folder of finetune.py or a model.pt, into one file; or an aligned.pt.
 
     Runs with the same targets become an ensemble; runs with other targets on the same frozen
     encoder share it.
     """
+    if len(runs) == 1 and is_aligned(runs[0]):
+        click.echo(export_aligned(runs[0], out))
+        return
     if encoder_only and len(runs) > 1:
         raise click.ClickException("--encoder-only: takes one run or encoder")
     paths = [] if encoder_only else [find_model(run) for run in runs]

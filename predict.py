@@ -26,7 +26,7 @@ from tqdm import tqdm
 from moleclip import options
 from moleclip.calibration import LEVEL
 from moleclip.features import featurize
-from moleclip.files import check_output, final_path, save_whole
+from moleclip.files import check_output, final_path, kept_columns, save_whole
 from moleclip.formats import find_smiles_column, input_kind
 from moleclip.molecules import (
     BLOCK,
@@ -81,17 +81,7 @@ class MoleculeFile:
         """
         if self.kind != "table":
             raise no_columns(self.path)
-        header = list(self.first.fields)
-        named = next((name for name in header if name.strip().lower() == "name"), None)
-        shown = {"smiles": self.used, "name": named}  # that stand in columns of ours
-        for name in header:
-            if shown.get(name) != name:
-                self.kept[name] = f"input_{name}" if name in taken else name
-        for name in self.kept.values():
-            if list(self.kept.values()).count(name) > 1:
-                raise click.ClickException(
-                    f"{self.path}: two kept columns would be called {name!r}; rename one"
-                )
+        self.kept = kept_columns(self.path, list(self.first.fields), self.used, taken)
 
     def cells(self, molecule):
         """Return what stands in a row's first columns: row, smiles, name, what is kept."""

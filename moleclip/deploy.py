@@ -1,15 +1,20 @@
 """The model as one ONNX file has it: one run's or several', in fp32 or with encoders in fp16."""
 
 import copy
+import logging
+import warnings
 
 import click
 import numpy as np
+import onnx
 import torch
 
 from moleclip.calibration import pooled
 from moleclip.model import FrozenModel, load_model, same_encoder, same_weights, why_unlike
 from moleclip.molecules import MAX_ATOMS
 from moleclip.pixels import SIZE
+
+OPSET = 20
 
 
 class Deployed(torch.nn.Module):
@@ -77,6 +82,34 @@ class Deployed(torch.nn.Module):
         if not scales:
             return np.ones(0, np.float32)
         return (torch.stack(scales).mean(0) if self.ensemble else torch.cat(scales)).numpy()
+
+
+def traced(module, examples, inputs, outputs, sizes):
+    """Return the ONNX model of a module, by example tensors.
+
+    inputs, outputs: names; sizes: of each input {axis: torch.export.Dim} of what may be any.
+    """
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(action="ignore"):
+        program = torch.onnx.export(
+            module,
+            tuple(examples),
+            dynamo=True,
+            external_data=False,
+            opset_version=OPSET,
+            verbose=False,
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_shapes=sizes,
+        )
+    return program.model_proto
+
+
+def save_onnx(model, path, props):
+    """Write an ONNX model with its metadata, {name: text}, and check the file."""
+    onnx.helper.set_model_props(model, props)
+    onnx.save(model, path)
+    onnx.checker.check_model(str(path), full_check=True)
 
 
 class CastToHalf(torch.nn.Module):

@@ -173,6 +173,25 @@ def save_table(path, header, rows):
     save_whole(path, write)
 
 
+def kept_columns(path, header, smiles, taken):
+    """Return {column of a table: its name beside our own} for all but those of SMILES and name.
+
+    smiles: the column used, or None; taken: names of ours. Raises click.ClickException.
+    """
+    named = next((name for name in header if name.strip().lower() == "name"), None)
+    shown = {"smiles": smiles, "name": named}  # that stand in columns of ours
+    kept = {}
+    for name in header:
+        if shown.get(name) != name:
+            kept[name] = f"input_{name}" if name in taken else name
+    for name in kept.values():
+        if list(kept.values()).count(name) > 1:
+            raise click.ClickException(
+                f"{path}: two kept columns would be called {name!r}; rename one"
+            )
+    return kept
+
+
 def save_arrays(path, **arrays):
     """Write an uncompressed .npz, whole or not at all. The same arrays give the same bytes."""
 

@@ -9,6 +9,7 @@ from moleclip.molecules import MAX_ATOMS, Part
 
 SEED = click.IntRange(0, 2**32 - 1)
 LOSSES = ("contrastive", "classes", "descriptors", "fingerprint", "atoms", "electronic")
+ALIGN_LOSSES = ("contrast", "shifts")
 LEVELS = {level: level for level in ("none", "default", "intense")}
 
 
@@ -30,21 +31,35 @@ def parse_loss(context, parameter, value):
 
     What is not named keeps 1. Further tasks are there if their weights are above 0.
     """
-    weights = {"contrastive": 1.0, "classes": 1.0}
+    weights = {"contrastive": 1.0, "classes": 1.0} | named_weights(value, LOSSES)
+    if not any(weights.values()):
+        raise click.BadParameter("at least one weight must be above 0")
+    return {name: weight for name, weight in weights.items() if weight or name in LOSSES[:2]}
+
+
+def parse_align_loss(context, parameter, value):
+    """Return {"contrast": weight, ...} of "contrast=1,shifts=0.3": the tasks above 0."""
+    weights = {"contrast": 1.0} | named_weights(value, ALIGN_LOSSES)
+    if not any(weights.values()):
+        raise click.BadParameter("at least one weight must be above 0")
+    return {name: weight for name, weight in weights.items() if weight}
+
+
+def named_weights(value, tasks):
+    """Return {task: weight} of "TASK=WEIGHT,TASK=WEIGHT". Raises click.BadParameter."""
+    weights = {}
     for word in value.split(","):
         name, _, number = word.partition("=")
         try:
             weight = float(number)
         except ValueError:
             weight = math.nan
-        if name not in LOSSES or not 0 <= weight < 1e6:
+        if name not in tasks or not 0 <= weight < 1e6:
             raise click.BadParameter(
-                f"{word!r} is not TASK=WEIGHT, of 0 or more; tasks are {', '.join(LOSSES)}"
+                f"{word!r} is not TASK=WEIGHT, of 0 or more; tasks are {', '.join(tasks)}"
             )
         weights[name] = weight
-    if not any(weights.values()):
-        raise click.BadParameter("at least one weight must be above 0")
-    return {name: weight for name, weight in weights.items() if weight or name in LOSSES[:2]}
+    return weights
 
 
 def parse_rates(context, parameter, value):

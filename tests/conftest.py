@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the numbers the tests hold are the CPU's
-STATIONS = ("render", "cluster", "pretrain", "finetune", "export", "predict")
+STATIONS = ("render", "cluster", "pretrain", "finetune", "export", "predict", "align", "search")
 
 
 def first_lines(name, count, start=0):
@@ -33,7 +33,7 @@ def rows_of(path):
 
 
 class Desk:
-    """A folder with the six scripts in it (as links): commands run as they stand in the README."""
+    """A folder with the scripts in it (as links): commands run as they stand in the README."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -162,3 +162,30 @@ def mistake(command, *words, code=1):
 def steady():
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(scope="session")
+def aligned(tmp_path_factory):
+    """A folder with a library of 300 molecules and small aligned.onnx files: see `standin.py`.
+
+    Rows 7 and 299 are broken; `net` is the graph half, `known` the molecules whose predicted
+    spectra the 13C model takes to where they are.
+    """
+    import standin
+
+    desk = Desk(tmp_path_factory.mktemp("aligned"))
+    desk.smiles = small_molecules(300)
+    desk.smiles[7], desk.smiles[299] = "C1CC broken", "?"
+    desk.write("library.smi", [f"{each} m{row}" for row, each in enumerate(desk.smiles)])
+    graphs, desk.net = standin.export_graphs(desk.folder)
+    desk.known = desk.smiles[20:50]
+    weights = standin.query_weights(desk.net, desk.known)
+    facts = {"match_weight": 0.05, "true_scores": np.linspace(0.5, 1, 101).tolist()}
+    standin.write_aligned(desk / "aligned.onnx", graphs, weights, **facts)
+    standin.write_aligned(desk / "other.onnx", graphs, -weights, **facts)
+    random = np.random.default_rng(0)
+    mass = random.normal(size=(3500, standin.DIM)).astype(np.float32)
+    standin.write_aligned(desk / "msms.onnx", graphs, mass, "msms", keep_shifts=False)
+    pixels = random.normal(size=(192, standin.DIM)).astype(np.float32)
+    standin.write_aligned(desk / "picture.onnx", graphs, pixels, "picture", keep_shifts=False)
+    return desk

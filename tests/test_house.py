@@ -11,7 +11,8 @@ from conftest import ROOT, STATIONS
 GROUND = [  # without torch; each may import from those before it
     *("files", "formats", "molecules", "workers", "options", "pixels"),
     *("styles", "drawing", "shards", "targets", "pictures", "features", "electronic", "blocks"),
-    *("calibration", "session", "onnxmodel", "outputs"),
+    *("calibration", "session", "onnxmodel", "outputs", "graphs", "spectra", "tokens"),
+    *("alignedmodel", "peaktables", "jcamp", "mzml", "spectrumfiles", "index", "hitspage"),
 ]
 UPPER = [
     *(
@@ -19,6 +20,7 @@ UPPER = [
         "augment",
         "encoder",
         "embedder",
+        "tensors",
         "weights",
         "seen",
         "pairs",
@@ -26,7 +28,9 @@ UPPER = [
         "trainstate",
     ),
     *("labels", "splits", "table", "metrics", "training", "gp", "forest", "model", "deploy"),
-    *("heads", "choice", "results", "plots", "runs", "experiment"),
+    *("heads", "choice", "results", "plots", "runs", "experiment", "gin"),
+    *("transformer", "queries", "aligned"),
+    *("pairtable", "alignscores", "alignstate", "alignedfile"),
 ]
 FLOORS = GROUND + UPPER
 HEAVY = {"torch", "clip", "sklearn", "scipy", "onnx"}
@@ -103,8 +107,9 @@ def test_the_stations_lie_alone_on_the_top_level():
 
 def test_every_part_of_moleclip_has_its_floor():
     assert sorted(path.stem for path in (ROOT / "moleclip").glob("*.py")) == sorted(FLOORS)
-    # 26 files of 300 lines can't hold what the issues after the house's ask for
-    assert len(FLOORS) <= 48
+    # 26 files of 300 lines can't hold what the issues after the house's ask for; nor can 48 the
+    # second and third system, ACML and MoMu
+    assert len(FLOORS) <= 60
 
 
 def test_contributing_has_the_order_of_floors():
@@ -171,6 +176,10 @@ def test_predict_needs_what_its_requirements_name():
     assert needed == {other_names.get(name, name) for name in named}
 
 
+def test_search_needs_no_more_than_predict():
+    assert packages_of(ROOT / "search.py") <= packages_of(ROOT / "predict.py")
+
+
 @pytest.mark.parametrize("name", GROUND)
 def test_the_ground_floors_stay_light(name):
     taken = {module.partition(".")[0] for _, module, _ in imports(MODULES[name])}
@@ -196,9 +205,9 @@ def test_files_stay_short():
     limits = {name: 450 if name in STATIONS else 300 for name in SOURCES}
     assert not {name: count for name, count in lines.items() if count > limits[name]}
     # 7,500 was the bound when the house was built, at 7,073; what makes its numbers and rows
-    # trustworthy came on top, then the targets of atoms and electrons, then heads for few data. A
-    # file's own bound is what keeps it readable.
-    assert sum(lines.values()) <= 13000
+    # trustworthy came on top, then the targets of atoms and electrons, then heads for few data,
+    # then graphs and spectra. A file's own bound is what keeps it readable.
+    assert sum(lines.values()) <= 15500
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -1,0 +1,224 @@
+"""Align molecules' graphs with pictures or spectra: find a molecule by what was measured of it.
+
+    python align.py pairs.csv --modality nmr13c     # columns smiles and peaks -> aligned.pt
+    torchrun --nproc_per_node=4 align.py druglike.smi --modality picture -o by-picture.pt
+    python export.py aligned.pt -o aligned.onnx     # for search.py
+
+A shallow graph encoder learns what a frozen encoder of another modality knows: the method is ACML's
+(Wang et al., JCIM 2025, 10.1021/acs.jcim.5c00430). Test molecules are 20%, and are never chosen by.
+"""
+
+import math
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+
+from moleclip import options
+from moleclip.aligned import CONTRASTS
+from moleclip.alignscores import calibrate, evaluate, predict_shifts
+from moleclip.alignstate import WARM, AlignState, learn
+from moleclip.device import Distributed, Leaving, Notice, pick_device, report_once
+from moleclip.features import overlap
+from moleclip.files import check_output
+from moleclip.gin import LAYERS, OUT, WIDTH
+from moleclip.molecules import find_input, input_facts
+from moleclip.pairtable import (
+    as_pairs,
+    read_graphs,
+    split_pairs,
+    with_drawings,
+    with_predicted,
+    with_spectra,
+    with_spellings,
+)
+from moleclip.spectra import MODALITIES, NMR
+
+COUNT, POSITIVE = click.IntRange(1), options.Positive()
+KINDS = click.Choice(MODALITIES)
+FILE = click.Path(dir_okay=False)
+ABOUT_LOSS = "Weights of tasks; shifts: the graph tells each atom's shift."
+ABOUT_TEACHER = "Pairs are molecules with the shifts that this aligned.pt predicts."
+ABOUT_GRAPH = "Start from this aligned.pt, all that fits."
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("pairs")
+@click.option("--modality", required=True, type=KINDS, help="What molecules are aligned with.")
+@options.out("aligned.pt", "Checkpoint; its log lies beside it.")
+@click.option("--column", help="Column of the peaks.  [default: found by name]")
+@options.smiles_column()
+@options.shown("--contrast", "infonce", "Form of the loss.", type=click.Choice(CONTRASTS))
+@options.shown("--loss", "contrast=1", ABOUT_LOSS, callback=options.parse_align_loss)
+@options.shown("--init", "bundled", "Encoder of pictures, as finetune.py's.")
+@click.option("--graph", type=FILE, help=ABOUT_GRAPH)
+@click.option("--shifts-from", type=FILE, help=ABOUT_TEACHER)
+@click.option("--unfreeze", is_flag=True, help="Train the modality's encoder, too.")
+@options.shown("--split", "random", "How test is drawn.", type=click.Choice(["random", "skeleton"]))
+@click.option("--leave-out", help="File of molecules that are not learned from.")
+@options.shown("--width", WIDTH, "Numbers of an atom.", type=COUNT)
+@options.shown("--layers", LAYERS, "Rounds of messages.", type=COUNT)
+@options.shown("--epochs", 30, "Passes over the pairs.", type=COUNT)
+@options.batch(128, 2, "Pairs in a step, over all processes.")
+@options.shown("--lr", 1e-3, "Largest learning rate.", type=POSITIVE)
+@options.max_atoms()
+@options.workers()
+@options.seed("Seed of split, order, weights.")
+@options.device()
+@options.resume("Go on from the checkpoint under -o, if there is one.")
+def main(device, **settings):
+    """Align the graphs of molecules with what PAIRS, a table, has of them."""
+    with report_once():
+        device = pick_device(device)
+        world = Distributed.start(device)
+        state, pairs, parts = prepare(world, device, **settings)
+    train(state, pairs, parts)
+    world.stop()
+
+
+def prepare(world, device, pairs, workers, resume, **settings):
+    """Check everything that the user may have got wrong, and load what the run needs.
+
+    Return (AlignState, Pairs, {part: places}), alike on all processes.
+    """
+    settings = refuse_misfits(settings)
+    path = world.together(lambda: find_input(pairs))
+    out = settings["out"]
+    world.together(lambda: check_out(out, resume, world))
+    found, reasons = world.together(lambda: load_pairs(path, device, workers, settings))
+    parts = split_pairs(found, settings["split"], settings["seed"])
+    counts = ", ".join(f"{len(places)} {part}" for part, places in parts.items())
+    world.print0(f"{path}: {len(found)} pairs ({counts})" + left_out(reasons))
+    if len(parts["train"]) < settings["batch"] or not len(parts["val"]):
+        raise click.ClickException(
+            f"{path}: {len(parts['train'])} pairs to learn from are less than "
+            f"--batch {settings['batch']}; lower it"
+        )
+    facts = world.together(lambda: input_facts(path, settings["smiles_column"]))
+    config = settings | {"input": facts["input"], "input_sha256": facts["sha256"]}
+    arch = {
+        "modality": settings["modality"],
+        "contrast": settings["contrast"],
+        "graph": {"width": settings["width"], "layers": settings["layers"], "out": OUT},
+        "shifts": "shifts" in settings["loss"],
+    }
+    state = AlignState.start(out, config, arch, world, device, found, parts["train"])
+    if resume:
+        state.resume()
+    return state, found, parts
+
+
+def load_pairs(path, device, workers, settings):
+    """Return (Pairs, {row: why it is left out}). Raises click.ClickException."""
+    kind, column, skip = settings["modality"], settings["smiles_column"], ()
+    how = {"max_atoms": settings["max_atoms"], "workers": workers}
+    if settings["leave_out"]:
+        common = overlap(path, column, [find_input(settings["leave_out"])], workers)
+        skip = set(np.flatnonzero(common).tolist())
+    members, reasons = read_graphs(path, column, skip=skip, **how)
+    if kind == "picture":
+        found, others = with_drawings(path, members, **how)
+    elif kind == "smiles":
+        found, others = with_spellings(path, members, **how)
+    elif settings["shifts_from"]:
+        predicted = predict_shifts(settings["shifts_from"], members, kind, device)
+        found, others = with_predicted(members, predicted, kind)
+    else:
+        found, others = with_spectra(path, members, kind, settings["column"])
+    return as_pairs(found), dict(sorted((reasons | others).items()))
+
+
+def refuse_misfits(settings):
+    """Return the settings. Raises click.ClickException for options that don't go together."""
+    nmr = settings["modality"] in NMR
+    if "shifts" in settings["loss"] and not nmr:
+        raise click.ClickException("--loss shifts: only NMR spectra have any; leave it out")
+    if settings["shifts_from"] and not nmr:
+        raise click.ClickException("--shifts-from: only NMR spectra have shifts; leave it out")
+    if settings["unfreeze"] and settings["modality"] == "picture":
+        raise click.ClickException(
+            "--unfreeze: the encoder of pictures stays; pretrain.py trains it"
+        )
+    return settings
+
+
+def check_out(out, resume, world):
+    """Raise click.ClickException for an -o that can't be."""
+    if Path(out).suffix != ".pt":
+        raise click.ClickException(f"-o {out}: give a name that ends in .pt")
+    if world.rank == 0:
+        if Path(out).exists() and not resume:
+            raise click.ClickException(
+                f"{out}: exists already; go on with --resume, or give another name with -o"
+            )
+        check_output(out)
+
+
+def left_out(reasons):
+    """Return what is to be said of rows that can't be used, {row: why}."""
+    if not reasons:
+        return ""
+    row, why = next(iter(reasons.items()))
+    return f"; {len(reasons)} rows are left out, the first row {row}: {why}"
+
+
+def train(state, pairs, parts):
+    """Run the epochs that are left; leave the best by validation, calibrated."""
+    world, config, notice = state.world, state.config, Notice()
+    steps = len(parts["train"]) // config["batch"]
+    began, first = time.time(), state.epoch
+    try:
+        for epoch in range(state.epoch, config["epochs"]):
+            means = run_epoch(state, pairs, parts["train"], epoch, steps, notice)
+            entry = {"epoch": epoch + 1} | means | evaluate(state, pairs, parts)
+            left = (time.time() - began) / (epoch + 1 - first) * (config["epochs"] - epoch - 1)
+            state.note(entry, left)
+            if world.rank == 0:
+                state.save(pairs, parts)
+    except Leaving:
+        kept = f"{state.out} has epoch {state.epoch}" if state.epoch else "nothing is kept"
+        world.print0(f"asked to leave: {kept}; --resume goes on")
+        return
+    state.take_best()
+    state.calibration = calibrate(state, pairs, parts)
+    if world.rank == 0:
+        state.save(pairs, parts)
+    said = ", ".join(f"{name} {state.best[name]:.3f}" for name in ("val_mrr", "val_top1"))
+    world.print0(f"{state.out}: epoch {state.best['epoch']} is the best by validation ({said})")
+
+
+def run_epoch(state, pairs, members, epoch, steps, notice):
+    """Take all steps of an epoch; return the mean of each part of the loss. Raises Leaving."""
+    world, config = state.world, state.config
+    # Nothing random outlives an epoch: so a resumed run is the same.
+    torch.manual_seed(hash_of(config["seed"], epoch, world.rank))
+    random = np.random.default_rng((config["seed"], epoch, world.rank))
+    order = np.random.default_rng((config["seed"], epoch)).permutation(members)
+    state.train_mode()
+    sums, last = {}, steps * config["epochs"]
+    for step in range(steps):
+        with world.agree():
+            notice.check()
+        places = order[step * config["batch"] : (step + 1) * config["batch"]]
+        rate = config["lr"] * share_of_rate(epoch * steps + step, last)
+        for name, value in learn(state, pairs, places, random, rate).items():
+            sums[name] = sums.get(name, 0.0) + value / steps
+    state.share_statistics()
+    return sums
+
+
+def hash_of(*numbers):
+    """Return one seed of several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def share_of_rate(step, last):
+    """Return which part of the largest rate a step has: a rise, then a cosine to 0."""
+    part = step / last
+    return part / WARM if part < WARM else (1 + math.cos(math.pi * (part - WARM) / (1 - WARM))) / 2
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Molecules and what they are asked for by, in one space: the model that align.py trains."""
+
+import math
+
+import click
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from moleclip.files import one_line
+from moleclip.gin import Gin, Shifts
+from moleclip.queries import Projection, new_query
+from moleclip.spectra import MODALITIES
+from moleclip.weights import load_checkpoint
+
+DIM = 256  # of the shared space
+CONTRASTS = ("acml", "infonce")
+COLDEST = math.log(100)  # of the learned scale, as CLIP has it
+
+
+class Aligned(nn.Module):
+    """Graph encoder, the modality's encoder, a projection of each, and what else was learned.
+
+    arch: {"modality", "contrast", "graph": of Gin, "shifts": bool, "query": of its encoder}.
+    """
+
+    def __init__(self, arch):
+        super().__init__()
+        self.arch = arch
+        self.gin = Gin(arch["graph"])
+        self.shifts = Shifts(arch["graph"]["width"]) if arch["shifts"] else None
+        self.query, width = new_query(arch["modality"], arch.get("query"))
+        # What a frozen encoder gives is standardised: pictures' features are nearly all alike.
+        self.register_buffer("middle", torch.zeros(width))
+        self.register_buffer("spread", torch.ones(width))
+        self.of_graph = Projection(arch["graph"]["out"], DIM)
+        self.of_query = Projection(width, DIM)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def placed(self, features, projection):
+        """Return features' places in the shared space, float32 (n, 256)."""
+        place = projection(features)
+        return place if self.arch["contrast"] == "acml" else F.normalize(place, dim=1)
+
+    def placed_query(self, features):
+        """Return the places of what the modality's encoder gave, (n, width)."""
+        return self.placed((features - self.middle) / self.spread, self.of_query)
+
+    def molecules(self, *graphs):
+        """Return (places (n, 256), shifts in ppm (atoms, 2) or None) of Graphs as tensors."""
+        features, atoms = self.gin(*graphs)
+        told = self.shifts(atoms) if self.shifts is not None else None
+        return self.placed(features, self.of_graph), told
+
+    def queries(self, given):
+        """Return the places (n, 256) of what is asked for."""
+        return self.placed_query(self.query(given))
+
+    def forward(self, atoms, bonds, kinds, owner, counts, given):
+        """Return what the ONNX file returns: places of molecules and queries, and the shifts."""
+        places, told = self.molecules(atoms, bonds, kinds, owner, counts)
+        found = places, self.queries(given)
+        return found if told is None else (*found, told)
+
+
+def acml_loss(asked, molecules, temperature=1.0):
+    """Return ACML's contrast of n pairs, (n, d) each, not normalised (JCIM 2025, its code).
+
+    The targets are soft: the softmax of the mean similarity within both sides. They are not
+    detached from the gradient.
+    """
+    logits = asked @ molecules.T / temperature
+    alike = (asked @ asked.T + molecules @ molecules.T) / 2 * temperature
+    targets = alike.softmax(1)
+    rows = -(targets * logits.log_softmax(1)).sum(1)
+    columns = -(targets.T * logits.T.log_softmax(1)).sum(1)
+    return (rows + columns).mean() / 2
+
+
+def infonce(asked, molecules, scale, group):
+    """Return the symmetric cross entropy of n pairs, normalised (n, d) each.
+
+    group: int64 (n,); pairs of one group, such as two spectra of one molecule, are not each other's
+    negatives.
+    """
+    logits, own = scale * asked @ molecules.T, torch.arange(len(asked))
+    same = (group[:, None] == group) & ~torch.eye(len(group), dtype=torch.bool)
+    logits = logits.masked_fill(same.to(logits.device), -math.inf)
+    own = own.to(logits.device)
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
+def padded(parts, blank):
+    """Return 1-d tensors as the rows of one, float32 (n, longest), filled up with blank."""
+    return nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=blank)
+
+
+def shift_loss(predicted, measured, beta):
+    """Return the mean Huber distance, in units of beta, of predicted from measured shifts.
+
+    Both: lists of float32 tensors, one for each molecule; unassigned. In order where their numbers
+    agree, else from each to the nearest of the other list, both ways. A molecule that has none in
+    one of the lists counts for nothing.
+    """
+    pairs = [pair for pair in zip(predicted, measured) if len(pair[0]) and len(pair[1])]
+    equal = [pair for pair in pairs if len(pair[0]) == len(pair[1])]
+    other = [pair for pair in pairs if len(pair[0]) != len(pair[1])]
+    losses = []
+    if equal:
+        mine, theirs = (padded([part.sort()[0] for part in side], 0.0) for side in zip(*equal))
+        lengths = torch.tensor([len(mine) for mine, _ in equal]).to(mine.device)
+        losses.append(huber(mine - theirs, beta).sum(1) / lengths)
+    for mine, theirs in other:
+        gaps = (mine[:, None] - theirs).abs()
+        nearest = torch.cat([gaps.min(1)[0], gaps.min(0)[0]])
+        losses.append(huber(nearest, beta).mean()[None])
+    return torch.cat(losses).mean() if losses else torch.zeros(())
+
+
+def huber(gaps, beta):
+    """Return Huber's losses of gaps, in units of beta."""
+    return F.smooth_l1_loss(gaps / beta, torch.zeros_like(gaps), reduction="none")
+
+
+def load_aligned(path):
+    """Return (Aligned, checkpoint) of an aligned.pt. Raises click.ClickException."""
+    checkpoint = load_checkpoint(path)
+    try:
+        if checkpoint["arch"]["modality"] not in MODALITIES:
+            raise KeyError("modality")
+        model = Aligned(checkpoint["arch"])
+        model.load_state_dict({name: w.float() for name, w in checkpoint["model"].items()})
+    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise click.ClickException(
+            f"{path}: not an alignment that align.py made ({one_line(error)})"
+        ) from None
+    return model.eval(), checkpoint

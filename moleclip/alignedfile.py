@@ -1,0 +1,143 @@
+"""aligned.pt as one ONNX file: both encoders with their projections, checked against PyTorch."""
+
+import zipfile
+from pathlib import Path
+
+import click
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import numpy_helper
+from rdkit import rdBase
+
+from moleclip.aligned import DIM, load_aligned
+from moleclip.alignedmodel import aligned_props, query_input
+from moleclip.deploy import save_onnx, traced
+from moleclip.files import check_output, save_whole
+from moleclip.graphs import Graphs, graph_of, join
+from moleclip.pixels import SIZE
+from moleclip.spectra import vector_width
+from moleclip.tokens import LONGEST, padded_tokens, smiles_tokens
+
+PROBES = ("CCO", "CC(=O)Oc1ccccc1C(=O)O", "C", "OC1(CCN(CCCC(=O)c2ccc(F)cc2)CC1)c3ccc(Cl)cc3")
+MORE = ("CN1C=NC2=C1C(=O)N(C(=O)N2C)C", "BrC(Br)Br", "[Na+].[Cl-]", "c1ccc2c(c1)ccc1ccccc12")
+LARGE = 1024  # numbers: tensors of so many are kept in half precision, and computed with in fp32
+LISTED = ("CCO", "CC(=O)Oc1ccccc1C(=O)O", *MORE)
+BOUND = 1e-4  # of what a shared place, or a hundred ppm, may differ from PyTorch's
+
+
+def is_aligned(run):
+    """Tell whether a path is that of a file of align.py's, without reading its tensors."""
+    if not Path(run).is_file() or not zipfile.is_zipfile(run):
+        return False
+    try:
+        return "modality" in torch.load(run, map_location="meta", weights_only=True).get("arch", {})
+    except Exception:  # of a dozen kinds: what reads the file as a run says what is wrong
+        return False
+
+
+def examples_of(modality, smiles, queries):
+    """Return (Graphs of molecules, queries as the modality's encoder takes them), arrays."""
+    graphs, random = join([graph_of(0, text) for text in smiles]), np.random.default_rng(0)
+    if modality == "picture":
+        return graphs, random.integers(0, 256, (queries, SIZE, SIZE, 3)).astype(np.uint8)
+    if modality == "smiles":
+        return graphs, padded_tokens([smiles_tokens(text) for text in LISTED[:queries]])
+    return graphs, random.random((queries, vector_width(modality))).astype(np.float32)
+
+
+def export_aligned(path, out):
+    """Write an aligned.pt as an ONNX file for search.py; return what to say of it.
+
+    Raises click.ClickException if it is not finished, or the file differs from PyTorch.
+    """
+    check_output(out, path)
+    model, checkpoint = load_aligned(path)
+    if not checkpoint.get("calibration"):
+        raise click.ClickException(f"{path}: its run has not ended; align.py --resume goes on")
+    modality, names = model.arch["modality"], ["molecule", "query"]
+    names += ["shifts"] * model.arch["shifts"]
+    asked = query_input(modality)
+    atoms, bonds, molecules, queries = map(
+        torch.export.Dim, ["atoms", "bonds", "molecules", "queries"]
+    )
+    sizes = [{0: size} for size in (atoms, bonds, bonds, atoms, molecules, queries)]
+    if modality == "smiles":
+        sizes[-1][1] = torch.export.Dim("tokens", max=LONGEST["smiles"])
+    graphs, given = examples_of(modality, PROBES, 2)
+    tensors = [torch.from_numpy(array) for array in (*graphs, given)]
+    found = []
+
+    round_weights(model)
+
+    def write(name):
+        proto = traced(model, tensors, [*Graphs._fields, asked], names, tuple(sizes))
+        save_onnx(halved(proto), name, aligned_props(describe(model, checkpoint)))
+        found.append(compare(model, name, asked))
+
+    save_whole(out, write)
+    size = Path(out).stat().st_size / 1e6
+    return (
+        f"{out}: {size:.1f} MB, finds molecules by {modality}\n"
+        f"differs from PyTorch, its weights rounded to half precision, by at most {found[0]:.1g}"
+    )
+
+
+@torch.no_grad()
+def round_weights(model):
+    """Round a model's large tensors to what half precision can say, in place."""
+    for weights in model.parameters():
+        if weights.numel() >= LARGE:
+            weights.copy_(weights.half().float())
+
+
+def halved(proto):
+    """Return an ONNX model with its large weights in half precision, cast when it is loaded."""
+    casts = []
+    for tensor in proto.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT and np.prod(tensor.dims) >= LARGE:
+            name, weights = tensor.name, numpy_helper.to_array(tensor)
+            half = weights.astype(np.float16)
+            if (half != weights).any():  # what the exporter has multiplied with others
+                continue
+            tensor.CopyFrom(numpy_helper.from_array(half, f"{name}_half"))
+            kind = {"to": onnx.TensorProto.FLOAT}
+            casts.append(onnx.helper.make_node("Cast", [tensor.name], [name], **kind))
+    nodes = [*casts, *proto.graph.node]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    return proto
+
+
+def compare(model, path, asked):
+    """Return the largest difference from PyTorch. Raises click.ClickException beyond BOUND."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    gaps = []
+    for smiles, queries in ((PROBES[2:3], 1), (MORE, 3), (PROBES + MORE, 5)):
+        graphs, given = examples_of(model.arch["modality"], smiles, queries)
+        with torch.no_grad():
+            wanted = model(*(torch.from_numpy(array) for array in (*graphs, given)))
+        got = session.run(None, graphs._asdict() | {asked: given})
+        scales = (1, 1, 100)
+        gaps += [np.abs(g - w.numpy()).max() / s for g, w, s in zip(got, wanted, scales)]
+    worst = float(np.max(gaps))
+    if not worst <= BOUND:
+        raise click.ClickException(f"{path}: differs from PyTorch by {worst:.2g}; not written")
+    return worst
+
+
+def describe(model, checkpoint):
+    """Return what search.py, and a stranger, has to know of the model."""
+    config, best = checkpoint["config"], checkpoint["best"]
+    asked = ("input", "split", "seed", "epochs", "batch", "loss", "unfreeze", "width", "layers")
+    return checkpoint["calibration"] | {
+        "modality": model.arch["modality"],
+        "contrast": model.arch["contrast"],
+        "dim": DIM,
+        "max_atoms": config["max_atoms"],
+        "training": {name: config[name] for name in asked},
+        "validation": {name: value for name, value in best.items() if name.startswith("val_")},
+        "versions": {"torch": str(torch.__version__), "rdkit": rdBase.rdkitVersion}
+        | {"onnx": onnx.__version__},
+    }

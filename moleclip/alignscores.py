@@ -1,0 +1,97 @@
+"""How well an alignment finds its pairs: places, ranks, and how scores are to be read."""
+
+import click
+import numpy as np
+import torch
+
+from moleclip.aligned import load_aligned
+from moleclip.graphs import join
+from moleclip.spectra import FAR, peak_distance
+
+BLOCK = 256  # molecules embedded at once
+WEIGHTS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5, 0.8)  # of peaks, tried out
+NUCLEI = ("nmr13c", "nmr1h")
+
+
+@torch.no_grad()
+def embed(model, graphs, device):
+    """Return (places (n, 256), predicted shifts, a list of arrays, or None) of a list of Graph."""
+    found, shifts, kind = [], [], model.arch["modality"]
+    for start in range(0, len(graphs), BLOCK):
+        part = graphs[start : start + BLOCK]
+        arrays = join(part)
+        molecules, told = model.molecules(*(torch.from_numpy(a).to(device) for a in arrays))
+        found.append(molecules.float().cpu())
+        if told is not None:
+            told = told[:, NUCLEI.index(kind)].cpu().numpy()
+            shifts += [told[g.alike(kind) + at] for g, at in zip(part, arrays.starts)]
+    return torch.cat(found), shifts or None
+
+
+def predict_shifts(path, members, kind, device):
+    """Return the shifts that an aligned.pt predicts of (molecule, Graph) pairs, a list of arrays.
+
+    Raises click.ClickException if it has not learned any of that kind.
+    """
+    model, _ = load_aligned(path)
+    if model.shifts is None or model.arch["modality"] != kind:
+        raise click.ClickException(
+            f"--shifts-from {path}: has not learned shifts of {kind}; align.py --loss shifts=0.3"
+        )
+    return embed(model.to(device), [graph for _, graph in members], device)[1]
+
+
+@torch.no_grad()
+def embed_asked(state, places):
+    """Return the places of what some pairs are asked by, (n, 256)."""
+    parts = [places[start : start + BLOCK] for start in range(0, len(places), BLOCK)]
+    asked = [state.model.placed_query(state.asked(part)) for part in parts]
+    return torch.cat(asked).float().cpu()
+
+
+def ranks_of(scores, own):
+    """Return the rank of each query's own molecule, from 1, int64 (n,); of equals the last.
+
+    scores: (n, gallery); own: places in the gallery (n,).
+    """
+    right = scores[torch.arange(len(own)), own][:, None]
+    return (scores >= right).sum(1)
+
+
+def evaluate(state, pairs, parts):
+    """Return how well validation's pairs are found among themselves, and their shifts."""
+    state.model.eval()
+    places = parts["val"]
+    molecules, shifts = embed(state.model, [pairs.graphs[i] for i in places], state.device)
+    ranks = ranks_of(embed_asked(state, places) @ molecules.T, torch.arange(len(places))).float()
+    found = {"mrr": (1 / ranks).mean().item(), "top1": (ranks == 1).float().mean().item()}
+    if shifts:
+        kind = state.modality
+        away = [peak_distance(s, state.given[i].places, kind) for s, i in zip(shifts, places)]
+        found["shifts_ppm"] = float(np.mean(away))
+    return {f"val_{name}": value for name, value in found.items()}
+
+
+def calibrate(state, pairs, parts):
+    """Return how scores are to be read, by validation's pairs among those and training's.
+
+    match_weight: of the distance of peaks, see spectra.py, subtracted from the inner product;
+    true_scores: quantiles of the right molecules' scores, a list.
+    """
+    kind, places = state.modality, parts["val"]
+    gallery = np.concatenate([places, parts["train"]])
+    molecules, shifts = embed(state.model, [pairs.graphs[i] for i in gallery], state.device)
+    scores, own = embed_asked(state, places) @ molecules.T, torch.arange(len(places))
+    weight = 0.0
+    if shifts:
+        distances = torch.full_like(scores, FAR[kind][0])
+        near = torch.cat([scores.topk(min(200, len(gallery)), 1)[1], own[:, None]], 1)
+        for i, j in ((i, j) for i, row in enumerate(near.tolist()) for j in row):
+            measured = state.given[places[i]].places
+            distances[i, j] = peak_distance(shifts[j], measured, kind)
+        tried = {w: (1 / ranks_of(scores - w * distances, own).float()).mean() for w in WEIGHTS}
+        weight = max(tried, key=tried.get)
+        scores = scores - weight * distances
+    true = scores[own, own].sort()[0].numpy()
+    known = np.quantile(true, np.linspace(0, 1, 101)).tolist()
+    return {"match_weight": weight, "true_scores": [round(score, 4) for score in known]}

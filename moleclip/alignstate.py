@@ -1,0 +1,254 @@
+"""The state of an alignment while it is learned: a step, an evaluation, what is kept on disk."""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+
+from moleclip.aligned import Aligned, acml_loss, infonce, load_aligned, shift_loss
+from moleclip.alignscores import BLOCK, NUCLEI
+from moleclip.device import Distributed
+from moleclip.embedder import to_pixels
+from moleclip.files import one_line, save_whole
+from moleclip.graphs import join
+from moleclip.pairtable import augmented, vectors_of
+from moleclip.pixels import inflate
+from moleclip.queries import learn_spectra
+from moleclip.tokens import padded_tokens
+from moleclip.transformer import SMILES_ARCH, learn_language
+from moleclip.weights import load_checkpoint, load_encoder, save_checkpoint
+
+DECAY, WARM = 1e-3, 0.1  # weight decay (ACML); part of the steps in which the rate rises
+JITTER = 5.0  # of predicted spectra, whose shifts are 2 to 3 ppm off
+BETA = {"nmr13c": 3.0, "nmr1h": 0.3}  # ppm: below it a shift's error counts as its square
+FREE = ("out", "workers")  # settings that may differ on --resume
+
+
+def embed_pictures(streams, init, device):
+    """Return (features of drawings, float32 (n, 512), the encoder)."""
+    encoder = load_encoder(init).eval().to(device)
+    found = torch.zeros(len(streams), encoder.arch["args"]["output_dim"])
+    ink = [len(stream) for stream in streams]  # a stream grows with it
+    order = np.argsort(ink, kind="stable")
+    with torch.no_grad():
+        for part in np.array_split(order, math.ceil(len(order) / 32)):
+            index = np.stack([inflate(streams[i]) for i in part])
+            found[part] = encoder(to_pixels(index, device)).float().cpu()
+    return found, encoder
+
+
+def new_model(config, arch, world, device, given, train):
+    """Return (Aligned, what is asked by), the modality's encoder pretrained by what it is given.
+
+    train: places of what may be learned from.
+    """
+    kind, seed = arch["modality"], config["seed"]
+    if kind == "picture":
+        features, encoder = embed_pictures(given, config["init"], device)
+        model = Aligned(arch | {"query": encoder.arch})
+        model.query.encoder.load_state_dict(encoder.state_dict())
+        return model, features
+    model = Aligned(arch | {"query": SMILES_ARCH if kind == "smiles" else None})
+    learned = [given[i] for i in train]
+    if kind == "smiles" and not config["graph"]:
+        learn_language(model.query, learned, seed, config["epochs"], world.print0)
+    elif kind != "smiles":
+        vectors = torch.from_numpy(vectors_of(learned, kind))
+        learn_spectra(model.query, vectors, seed, world.print0)
+    return model, given
+
+
+@dataclass
+class AlignState:
+    """A run: the model, what trains it, how far it is, and the best that validation saw."""
+
+    out: str
+    config: dict
+    world: Distributed
+    device: torch.device
+    model: Aligned
+    optimizer: torch.optim.Optimizer
+    given: torch.Tensor | list  # what is asked by: features of pictures, or a list of Spectrum
+    epoch: int = 0
+    log: list = field(default_factory=list)
+    best: dict = field(default_factory=dict)  # the entry of its epoch, and "weights"
+    calibration: dict = field(default_factory=dict)
+
+    @classmethod
+    def start(cls, out, config, arch, world, device, pairs, train):
+        """Return the state before the first epoch. train: places of the pairs to learn from."""
+        torch.manual_seed(config["seed"])
+        model, given = new_model(config, arch, world, device, pairs.given, train)
+        if config["graph"]:
+            world.print0(take_over(model, config["graph"]))
+        model.load_state_dict(world.from_rank0(model.state_dict))
+        model.query.requires_grad_(config["unfreeze"])
+        model = model.to(device)
+        learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(learned, config["lr"], weight_decay=DECAY)
+        state = cls(out, config, world, device, model, optimizer, given)
+        if not config["unfreeze"] and not config["graph"]:
+            state.standardise(train)
+        return state
+
+    @property
+    def modality(self):
+        """What molecules are aligned with."""
+        return self.model.arch["modality"]
+
+    @torch.no_grad()
+    def standardise(self, places):
+        """Set what features are standardised by: those of some pairs."""
+        self.model.eval()
+        parts = [places[start : start + BLOCK] for start in range(0, len(places), BLOCK)]
+        features = torch.cat([self.asked(part) for part in parts])
+        self.model.middle.copy_(features.mean(0))
+        self.model.spread.copy_(features.std(0).clamp(min=1e-4))
+
+    def train_mode(self):
+        """Let dropout and batch statistics work where something is learned."""
+        self.model.train()
+        self.model.query.train(self.config["unfreeze"])
+
+    def asked(self, places, random=None):
+        """Return the features of what some pairs are asked by, (n, width); with random varied."""
+        if self.modality == "picture":
+            return self.given[torch.from_numpy(places)].to(self.device)
+        if self.modality == "smiles":
+            views = [self.given[i] for i in places]
+            chosen = [v[0 if random is None else random.integers(len(v))] for v in views]
+            return self.model.query(torch.from_numpy(padded_tokens(chosen)).to(self.device))
+        spectra = [self.given[i] for i in places]
+        if random is not None:
+            jitter = JITTER if self.config["shifts_from"] else 1.0
+            spectra = [augmented(each, self.modality, random, jitter) for each in spectra]
+        vectors = torch.from_numpy(vectors_of(spectra, self.modality)).to(self.device)
+        return self.model.query(vectors)
+
+    def graphs(self, pairs, places):
+        """Return the Graphs of some pairs as tensors."""
+        arrays = join([pairs.graphs[i] for i in places])
+        return [torch.from_numpy(array).to(self.device) for array in arrays]
+
+    def share_statistics(self):
+        """Give every process the mean of the batch statistics that each has seen."""
+        for name, buffer in self.model.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                buffer.copy_(self.world.mean(buffer.clone()))
+
+    def note(self, entry, left):
+        """Put an epoch's entry into the log and on the screen; keep its weights if the best."""
+        self.epoch = entry["epoch"]
+        self.log.append(entry)
+        if entry["val_mrr"] > self.best.get("val_mrr", -1):
+            weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+            self.best = entry | {"weights": weights}
+        words = [f"{name} {value:.3f}" for name, value in entry.items() if name != "epoch"]
+        minutes, seconds = divmod(round(left), 60)
+        line = "  ".join([f"epoch {self.epoch:3d}", *words, f"{minutes}:{seconds:02d} left"])
+        self.world.print0(line)
+
+    def take_best(self):
+        """Give the model the weights of the best epoch."""
+        self.model.load_state_dict(self.best["weights"])
+        self.model.eval()
+
+    def save(self, pairs, parts):
+        """Write the log and aligned.pt, which holds what training needs to go on."""
+        lines = "".join(json.dumps(entry) + "\n" for entry in self.log)
+        save_whole(Path(self.out).with_suffix(".log.jsonl"), lambda name: name.write_text(lines))
+        save_checkpoint(
+            self.out,
+            arch=self.model.arch,
+            config=self.config,
+            epoch=self.epoch,
+            model=self.best.get("weights") or self.model.state_dict(),
+            best={name: value for name, value in self.best.items() if name != "weights"},
+            calibration=self.calibration,
+            current=self.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            parts={part: pairs.rows[places].tolist() for part, places in parts.items()},
+        )
+
+    def resume(self):
+        """Go on from the checkpoint under `out`, if there is one. Raises click.ClickException."""
+        if not any(self.world.gather_objects(Path(self.out).exists())):
+            return
+        checkpoint = self.world.from_rank0(lambda: load_checkpoint(self.out))
+        before = checkpoint.get("config", {})
+        for key in before | self.config:
+            if key not in FREE and before.get(key) != self.config.get(key):
+                raise click.ClickException(
+                    f"{self.out}: was made with {key} {before.get(key)}, not "
+                    f"{self.config.get(key)}; resume with the same settings, or another -o"
+                )
+        try:
+            self.model.load_state_dict(checkpoint["current"])
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            self.epoch = checkpoint["epoch"]
+            self.best = checkpoint["best"] | {"weights": checkpoint["model"]}
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            raise click.ClickException(
+                f"{self.out}: can't be resumed from ({one_line(error)})"
+            ) from None
+        path = Path(self.out).with_suffix(".log.jsonl")
+        if path.is_file():
+            entries = [json.loads(line) for line in path.read_text().splitlines()]
+            self.log = [entry for entry in entries if entry["epoch"] <= self.epoch]
+
+
+def take_over(model, path):
+    """Give a model all weights of an aligned.pt that fit it; return what to say of that."""
+    other, _ = load_aligned(path)
+    mine, theirs = model.state_dict(), other.state_dict()
+    same = other.arch["modality"] == model.arch["modality"]
+    names = [name for name in mine if name in theirs and mine[name].shape == theirs[name].shape]
+    names = [name for name in names if same or name.startswith(("gin.", "shifts."))]
+    if not any(name.startswith("gin.layers") for name in names):
+        raise click.ClickException(
+            f"--graph {path}: its graph encoder has another --width or --layers"
+        )
+    model.load_state_dict(mine | {name: theirs[name] for name in names})
+    parts = sorted({name.partition(".")[0] for name in names})
+    return f"taken over from {path}: {', '.join(parts)}"
+
+
+def learn(state, pairs, places, random, rate):
+    """Take one step on a batch, places of its pairs; return {part of the loss: value}."""
+    model, world, config = state.model, state.world, state.config
+    mine = world.share(places)
+    with torch.set_grad_enabled(config["unfreeze"]):
+        features = state.asked(mine, random)
+    asked = model.placed_query(features)
+    molecules, told = model.molecules(*state.graphs(pairs, mine))
+    asked, molecules, parts = world.gather(asked), world.gather(molecules), {}
+    if config["contrast"] == "acml":
+        parts["contrast"] = acml_loss(asked, molecules)
+    else:
+        scale, groups = model.log_scale.exp(), torch.from_numpy(pairs.groups[places])
+        parts["contrast"] = infonce(asked, molecules, scale.clamp(max=100), groups)
+    if told is not None:
+        parts["shifts"] = shift_part(state, pairs, mine, told)
+    loss = sum(config["loss"].get(name, 0) * value for name, value in parts.items())
+    if not torch.isfinite(loss):
+        raise click.ClickException("the loss is not a number any more; lower --lr")
+    state.optimizer.param_groups[0]["lr"] = rate
+    state.optimizer.zero_grad()
+    loss.backward()
+    world.average_gradients(model.parameters())
+    state.optimizer.step()
+    return {name: value.item() for name, value in parts.items()} | {"loss": loss.item()}
+
+
+def shift_part(state, pairs, mine, told):
+    """Return the loss of predicted shifts of some pairs; told: (atoms, nuclei) of theirs."""
+    kind = state.modality
+    column, starts = NUCLEI.index(kind), join([pairs.graphs[i] for i in mine]).starts
+    classes = [pairs.graphs[i].alike(kind) + start for i, start in zip(mine, starts)]
+    predicted = [told[torch.from_numpy(places), column] for places in classes]
+    spectra = [torch.from_numpy(state.given[i].places).float() for i in mine]
+    return shift_loss(predicted, [each.to(told.device) for each in spectra], BETA[kind])

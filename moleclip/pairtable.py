@@ -1,0 +1,185 @@
+"""Molecules and what belongs to each: the pairs that align.py learns from, and their parts."""
+
+import math
+from typing import NamedTuple
+
+import click
+import numpy as np
+from rdkit import rdBase
+from tqdm import tqdm
+
+from moleclip.drawing import draw_views
+from moleclip.graphs import graph_of
+from moleclip.molecules import MAX_ATOMS, Rejected, canonical, flat_smiles, read_molecules
+from moleclip.spectra import NMR, PROTON, Spectrum, read_peaks, to_vector
+from moleclip.tokens import smiles_views
+from moleclip.workers import parallel
+
+COLUMNS = ("peaks", "shifts", "spectrum", "spectra")  # that may hold the peaks
+TEST, VALIDATION = 0.2, 0.05  # parts of all molecules
+JITTER = {"nmr13c": 0.5, "nmr1h": 0.05}  # ppm: of each peak, in training
+LOST = 0.05  # part of the peaks that an augmented spectrum lacks
+LOST_MASS = 0.2
+SPELLINGS = 5  # of a molecule: its canonical SMILES, and random ones
+
+
+class Pairs(NamedTuple):
+    """What is learned from: one entry for each row that can be used."""
+
+    rows: np.ndarray  # int64 (n,)
+    graphs: list  # of Graph
+    given: list  # of Spectrum, or of zlib streams of a picture
+    groups: np.ndarray  # int64 (n,): equal for rows of one molecule
+    smiles: list  # as written
+
+    def __len__(self):
+        return len(self.rows)
+
+
+def find_column(path, header, wanted=None):
+    """Return the column that holds the peaks. Raises click.ClickException."""
+    if wanted and wanted not in header:
+        raise click.ClickException(f"{path}: no column {wanted!r}; it has {', '.join(header)}")
+    likely = [name for name in header if name.strip().lower() in COLUMNS]
+    if wanted or len(likely) == 1:
+        return wanted or likely[0]
+    several = f"several columns may hold the peaks ({', '.join(likely)})"
+    raise click.ClickException(
+        f"{path}: {several if likely else 'no column of peaks'}; name it with --column. "
+        f"Columns: {', '.join(header)}"
+    )
+
+
+def read_graphs(path, smiles_column=None, max_atoms=MAX_ATOMS, workers=None, skip=()):
+    """Return ([(Molecule, Graph)], {row: why it is left out}) of a file of molecules.
+
+    skip: rows that aren't wanted.
+    """
+    molecules = [m for m in read_molecules(path, smiles_column) if m.row not in skip]
+    results = parallel(graph_of, molecules, workers, max_atoms=max_atoms)
+    bar = tqdm(results, total=len(molecules), unit=" molecules", desc="graphs", disable=None)
+    return sorted_out(path, bar)
+
+
+def sorted_out(path, results):
+    """Return ([(molecule, result)], {row: why}) of results, some Rejected.
+
+    Raises click.ClickException if none can be used.
+    """
+    kept, reasons = [], {}
+    for molecule, result in results:
+        if isinstance(result, Rejected):
+            reasons[molecule.row] = str(result)
+        else:
+            kept.append((molecule, result))
+    if not kept:
+        row, why = next(iter(reasons.items()), (0, "there is none"))
+        raise click.ClickException(f"{path}: no row can be used; row {row}: {why}")
+    return kept, reasons
+
+
+def with_spectra(path, members, modality, column=None):
+    """Return ([((molecule, graph), Spectrum)], {row: why}) of a table's cells.
+
+    Raises click.ClickException if no column holds peaks, or none can be read.
+    """
+    header = list(members[0][0].fields)
+    if not header:
+        raise click.ClickException(f"{path}: {modality} needs a table with a column of peaks")
+    column = find_column(path, header, column)
+    found = [
+        (molecule, spectrum_of(molecule, graph, modality, column)) for molecule, graph in members
+    ]
+    good, reasons = sorted_out(path, found)
+    graphs = {molecule.row: graph for molecule, graph in members}
+    return [((molecule, graphs[molecule.row]), spectrum) for molecule, spectrum in good], reasons
+
+
+def spectrum_of(molecule, graph, modality, column):
+    """Return the Spectrum of a table's cell, its precursor [M+H]+ or M+., or the Rejected."""
+    precursor = graph.mass + (PROTON if modality == "msms" else 0)
+    try:
+        return read_peaks(molecule.fields[column], modality, precursor)
+    except Rejected as reason:
+        return reason
+
+
+def with_drawings(path, members, max_atoms=MAX_ATOMS, workers=None):
+    """Return ([((molecule, graph), zlib stream of its plain drawing)], {row: why})."""
+    graphs = {molecule.row: graph for molecule, graph in members}
+    results = parallel(draw_views, [m for m, _ in members], workers, max_atoms=max_atoms)
+    bar = tqdm(results, total=len(members), unit=" drawings", desc="drawings", disable=None)
+    good, reasons = sorted_out(path, bar)
+    return [((molecule, graphs[molecule.row]), streams[0]) for molecule, streams in good], reasons
+
+
+def with_spellings(path, members, max_atoms=MAX_ATOMS, workers=None):
+    """Return ([((molecule, graph), token numbers of its spellings)], {row: why})."""
+    graphs = {molecule.row: graph for molecule, graph in members}
+    how = {"views": SPELLINGS, "max_atoms": max_atoms}
+    results = parallel(smiles_views, [m for m, _ in members], workers, **how)
+    bar = tqdm(results, total=len(members), unit=" molecules", desc="spellings", disable=None)
+    good, reasons = sorted_out(path, bar)
+    return [((molecule, graphs[molecule.row]), views) for molecule, views in good], reasons
+
+
+def with_predicted(members, predicted, modality):
+    """Return ([((molecule, graph), Spectrum)], {row: why}) of predicted shifts.
+
+    predicted: a list of arrays in ppm.
+    """
+    found = []
+    for (molecule, _), shifts in zip(members, predicted):
+        spectrum = Spectrum(np.sort(shifts.clip(*NMR[modality])), np.ones(len(shifts)))
+        found.append((molecule, spectrum if len(shifts) else Rejected("has no such atoms")))
+    graphs = {molecule.row: graph for molecule, graph in members}
+    good, reasons = sorted_out("predicted shifts", found)
+    return [((molecule, graphs[molecule.row]), spectrum) for molecule, spectrum in good], reasons
+
+
+def as_pairs(found):
+    """Return the Pairs of [((molecule, graph), what is given of it)]."""
+    members, given = zip(*found)
+    molecules, graphs = zip(*members)
+    with rdBase.BlockLogs():
+        names = [canonical(molecule.smiles) for molecule in molecules]
+    groups = np.unique(names, return_inverse=True)[1]
+    rows = np.array([molecule.row for molecule in molecules])
+    smiles = [molecule.smiles for molecule in molecules]
+    return Pairs(rows, list(graphs), list(given), groups, smiles)
+
+
+def split_pairs(pairs, kind, seed):
+    """Return {"train", "val", "test": int64 places among the pairs}: 75, 5 and 20% of molecules.
+
+    kind: random, where rows of one molecule stay together, or skeleton, where all that differ in
+    stereochemistry or isotopes alone do.
+    """
+    groups = pairs.groups
+    if kind == "skeleton":
+        names = [flat_smiles(row, text, 10**6) for row, text in zip(pairs.rows, pairs.smiles)]
+        groups = np.unique(names, return_inverse=True)[1]
+    order = np.random.default_rng(seed).permutation(groups.max() + 1)
+    test, held = (math.ceil(part * len(order)) for part in (TEST, TEST + VALIDATION))
+    of = {"test": order[:test], "val": order[test:held], "train": order[held:]}
+    return {part: np.flatnonzero(np.isin(groups, members)) for part, members in of.items()}
+
+
+def augmented(spectrum, modality, random, jitter=1.0):
+    """Return a Spectrum as another measurement might have it: peaks moved a little, some lost.
+
+    jitter: of NMR's peaks, in units of JITTER.
+    """
+    nmr, count = modality in NMR, len(spectrum.places)
+    kept = random.random(count) >= (LOST if nmr else LOST_MASS)
+    kept[random.integers(count)] = True
+    places, heights = spectrum.places[kept], spectrum.heights[kept]
+    if nmr:
+        moved = places + random.normal(0, jitter * JITTER[modality], len(places))
+        return Spectrum(np.sort(moved), heights)
+    return Spectrum(places, heights * random.lognormal(0, 0.3, len(places)), spectrum.precursor)
+
+
+def vectors_of(spectra, modality):
+    """Return the vectors of a list of Spectrum, float32 (n, vector_width)."""
+    return np.stack([to_vector(spectrum, modality) for spectrum in spectra])

@@ -1,0 +1,156 @@
+"""Transformers over tokens: BERT as Hugging Face's files have it, and a small one over SMILES."""
+
+import json
+import math
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from moleclip.files import one_line
+from moleclip.tensors import read_safetensors
+from moleclip.tokens import MASK, PAD, SIZE, padded_tokens
+
+SMILES_ARCH = {
+    "vocabulary": SIZE,
+    "width": 256,
+    "layers": 4,
+    "heads": 8,
+    "hidden": 1024,
+    "positions": 200,
+    "eps": 1e-5,
+    "kinds": 1,
+}
+HIDDEN, RATE, BATCH, WARM = 0.15, 5e-4, 64, 0.05  # of masked language modelling
+DROPOUT = 0.1
+NUMBERS = ("embeddings.position_ids", "bert.embeddings.position_ids")  # 0, 1, 2, ...
+
+
+class Layer(nn.Module):
+    """One layer of BERT: attention, then two linear layers, each with LayerNorm behind its sum."""
+
+    def __init__(self, arch):
+        super().__init__()
+        width, self.heads = arch["width"], arch["heads"]
+        self.qkv, self.mixed = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, arch["hidden"]), nn.Linear(arch["hidden"], width)
+        self.norm1, self.norm2 = (nn.LayerNorm(width, arch["eps"]) for _ in range(2))
+        self.dropout = nn.Dropout(DROPOUT)
+
+    def forward(self, x, there):
+        """Return (n, tokens, width) of the same; there: bool (n, 1, 1, tokens)."""
+        parts = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        looked = F.scaled_dot_product_attention(*parts, attn_mask=there)
+        x = self.norm1(x + self.dropout(self.mixed(looked.transpose(1, 2).flatten(2))))
+        return self.norm2(x + self.dropout(self.down(F.gelu(self.up(x)))))
+
+
+class TokenEncoder(nn.Module):
+    """Token numbers to the mean of what the last layer makes of them.
+
+    arch: {"vocabulary", "width", "layers", "heads", "hidden", "positions", "eps", "kinds"}.
+    """
+
+    def __init__(self, arch):
+        super().__init__()
+        self.arch, width = arch, arch["width"]
+        self.words = nn.Embedding(arch["vocabulary"], width)
+        self.places = nn.Embedding(arch["positions"], width)
+        self.kinds = nn.Embedding(arch["kinds"], width)  # BERT's two sentences; all are the first
+        self.norm, self.dropout = nn.LayerNorm(width, arch["eps"]), nn.Dropout(DROPOUT)
+        self.layers = nn.ModuleList(Layer(arch) for _ in range(arch["layers"]))
+
+    def each(self, tokens):
+        """Return (n, tokens, width) of token numbers, int64 (n, tokens)."""
+        there = (tokens != PAD)[:, None, None]
+        places = self.places.weight[: tokens.shape[1]]
+        x = self.dropout(self.norm(self.words(tokens) + places + self.kinds.weight[0]))
+        for layer in self.layers:
+            x = layer(x, there)
+        return x
+
+    def forward(self, tokens):
+        """Return float32 (n, width) of token numbers, int64 (n, tokens), filled up with PAD."""
+        there = (tokens != PAD)[:, :, None].float()
+        return (self.each(tokens) * there).sum(1) / there.sum(1).clamp(min=1)
+
+
+def load_bert(folder):
+    """Return the TokenEncoder of a BERT in Hugging Face's layout. Raises click.ClickException."""
+    try:
+        config = json.loads((Path(folder) / "config.json").read_text())
+        encoder = TokenEncoder(
+            {
+                "vocabulary": config["vocab_size"],
+                "width": config["hidden_size"],
+                "layers": config["num_hidden_layers"],
+                "heads": config["num_attention_heads"],
+                "hidden": config["intermediate_size"],
+                "positions": config["max_position_embeddings"],
+                "eps": config["layer_norm_eps"],
+                "kinds": config["type_vocab_size"],
+            }
+        )
+        source = read_safetensors(Path(folder) / "model.safetensors", NUMBERS)
+        source = {name.removeprefix("bert."): value for name, value in source.items()}
+        encoder.load_state_dict(bert_weights(source, len(encoder.layers)))
+    except (OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
+        raise click.ClickException(
+            f"{folder}: no BERT in Hugging Face's layout: config.json, model.safetensors, "
+            f"tokenizer.json ({one_line(error)})"
+        ) from None
+    return encoder.eval()
+
+
+def bert_weights(source, layers):
+    """Return a BERT's weights by TokenEncoder's names."""
+    at, found = "embeddings.", {}
+    for ours, theirs in (("words", "word"), ("places", "position"), ("kinds", "token_type")):
+        found[f"{ours}.weight"] = source[f"{at}{theirs}_embeddings.weight"]
+    for kind in ("weight", "bias"):
+        found[f"norm.{kind}"] = source[f"{at}LayerNorm.{kind}"]
+        for i in range(layers):
+            of, to = f"encoder.layer.{i}.", f"layers.{i}."
+            parts = [source[f"{of}attention.self.{n}.{kind}"] for n in ("query", "key", "value")]
+            found[f"{to}qkv.{kind}"] = torch.cat(parts)
+            for ours, theirs in (
+                ("mixed", "attention.output.dense"),
+                ("norm1", "attention.output.LayerNorm"),
+                ("up", "intermediate.dense"),
+                ("down", "output.dense"),
+                ("norm2", "output.LayerNorm"),
+            ):
+                found[f"{to}{ours}.{kind}"] = source[f"{of}{theirs}.{kind}"]
+    return found
+
+
+def learn_language(encoder, views, seed, epochs, say):
+    """Teach a TokenEncoder over SMILES to tell tokens that are hidden from it, in place.
+
+    views: of each molecule a list of token numbers of its spellings, one of which is seen an epoch.
+    """
+    torch.manual_seed(seed)
+    tell = nn.Linear(encoder.arch["width"], encoder.arch["vocabulary"])
+    optimizer = torch.optim.AdamW([*encoder.parameters(), *tell.parameters()], RATE)
+    steps, order = max(1, len(views) // BATCH), np.random.default_rng(seed)
+    encoder.train()
+    for epoch in range(epochs):
+        right = total = 0.0
+        for step, part in enumerate(np.array_split(order.permutation(len(views)), steps)):
+            done = (epoch * steps + step) / (epochs * steps)
+            share = done / WARM if done < WARM else (1 + math.cos(math.pi * done)) / 2
+            optimizer.param_groups[0]["lr"] = RATE * share
+            spellings = [views[i][order.integers(len(views[i]))] for i in part]
+            tokens = torch.from_numpy(padded_tokens(spellings))
+            hidden = torch.from_numpy(order.random(tokens.shape) < HIDDEN) & (tokens != PAD)
+            told = tell(encoder.each(tokens.masked_fill(hidden, MASK))[hidden])
+            loss = F.cross_entropy(told, tokens[hidden])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            right += (told.argmax(1) == tokens[hidden]).sum().item()
+            total += len(told)
+        say(f"epoch {epoch + 1} of the language: {right / total:.3f} of hidden tokens are told")
