@@ -20,7 +20,7 @@ import numpy as np
 from rdkit import Chem, rdBase
 
 from moleclip import options
-from moleclip.alignedmodel import PICTURE, UNLIKE, AlignedModel
+from moleclip.alignedmodel import PICTURE, SMILES, UNLIKE, AlignedModel
 from moleclip.files import ROOT, check_output, final_path, kept_columns, save_table
 from moleclip.formats import find_smiles_column, input_kind
 from moleclip.graphs import graph_of
@@ -80,7 +80,8 @@ def read_queries(model, asked):
 
 def check_kind(model, kind):
     """Raise click.UsageError if the model takes another kind of query."""
-    takes = ("picture",) if model.modality == PICTURE else ("peaks", "spectrum")
+    own = {PICTURE: ("picture",), SMILES: ("smiles",)}
+    takes = own.get(model.modality, ("peaks", "spectrum"))
     if kind not in takes:
         wanted = " or ".join(f"--{each}" for each in takes)
         raise click.UsageError(f"--{kind}: {model.path} takes {model.title}; give {wanted}")
@@ -125,12 +126,16 @@ def of_picture(model, asked):
 
 
 def of_smiles(model, asked):
-    """Return the Query of --smiles: the molecule's own embedding."""
+    """Return the Query of --smiles: the molecule's own embedding, or a model of SMILES' one."""
     with rdBase.BlockLogs():
         graph = try_item(graph_of, 0, asked.smiles, "", {"max_atoms": model.max_atoms})
     if isinstance(graph, Rejected):
         raise click.ClickException(f"--smiles: {graph}")
-    return [Query("smiles", model.embed_molecules([graph])[0][0], text=asked.smiles)]
+    if model.modality == SMILES:
+        embedding = model.embed_query(asked.smiles)
+    else:
+        embedding = model.embed_molecules([graph])[0][0]
+    return [Query("smiles", embedding, text=asked.smiles)]
 
 
 def parse_formula(context, parameter, value):

@@ -118,11 +118,12 @@ def row_of(hit, answer, drawings, kept, modality, plotted):
     cells += [
         f'<td class="smiles">{told(molecule.smiles)}</td>',
         f"<td>{told(molecule.name)}</td>",
-        f"<td>{told(hit.formula)}</td>",
+        f'<td class="formula">{told(hit.formula)}</td>',
         f'<td class="number">{hit.mass:.4f}</td>',
         f'<td class="number">{molecule.row}</td>',
     ]
-    cells += [f"<td>{told(molecule.fields.get(name, ''))}</td>" for name in kept]
+    others = (told(molecule.fields.get(name, "")) for name in kept)
+    cells += [f'<td class="kept"><div>{text}</div></td>' for text in others]
     return f"<tr>{''.join(cells)}</tr>"
 
 

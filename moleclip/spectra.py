@@ -24,6 +24,7 @@ LOSSES = 500  # neutral losses, to 500 u
 PEAKS = 20  # of an NMR spectrum: their number is divided by it
 # In ppm: beyond it a predicted peak is simply wrong; what each peak too many or too few costs.
 FAR = {"nmr13c": (15.0, 0.15), "nmr1h": (1.5, 0.02)}
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")  # Python reads 1_0, too
 NAMES = {
     "nmr13c": "13C NMR",
     "nmr1h": "1H NMR",
@@ -69,10 +70,9 @@ def read_peak(word, modality):
     for text in (place, height) if colon else (place,):
         if re.fullmatch(r"[+-]?\d+,\d+", text):
             raise Rejected(f"{text!r} has a decimal comma; write {text.replace(',', '.')}")
-        try:
-            found.append(float(text))
-        except ValueError:
-            raise Rejected(f"{text[:40]!r} is no number") from None
+        if not NUMBER.fullmatch(text):
+            raise Rejected(f"{text[:40]!r} is no number")
+        found.append(float(text))
         if not math.isfinite(found[-1]):
             raise Rejected(f"{text!r} is no finite number")
     return (*found, 1.0)[:2]

@@ -6,10 +6,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, invoke, mistake, small_molecules
+from conftest import ROOT, invoke, mistake, rows_of, small_molecules
 
 import align
 import export
+import search
 from moleclip.aligned import acml_loss, infonce, load_aligned, shift_loss
 from moleclip.alignedmodel import AlignedModel
 from moleclip.alignscores import ranks_of
@@ -173,6 +174,11 @@ def test_pictures_and_smiles_are_asked_by_too(kind, tmp_path):
     words += ["--unfreeze"] * (kind == "smiles")
     invoke(align.main, table, "--modality", kind, *words)
     invoke(export.main, out, "-o", tmp_path / "m.onnx")
+    if kind == "smiles":
+        words = tmp_path / "m.onnx", table, "--index", tmp_path / "index", "-o", tmp_path / "h.csv"
+        invoke(search.main, *words, "--smiles", "CCO", "--top", 3, "--workers", 1)
+        assert [hit["rank"] for hit in rows_of(tmp_path / "h.csv")] == ["1", "2", "3"]
+        assert "takes SMILES; give --smiles" in mistake(search.main, *words, "--peaks", 1, code=2)
     file, (model, _) = AlignedModel(tmp_path / "m.onnx", "cpu"), load_aligned(out)
     texts = ["CCO", "CC(=O)Oc1ccccc1C(=O)O"]
     given = smiles_tokens, texts

@@ -44,6 +44,8 @@ def test_masses_have_heights():
         ("20:5", "nmr13c", "'20:5': a shift has no height here; give ppm alone"),
         ("43:0 55:-1", "ei", "no peak has an intensity above 0"),
         ("-43:5", "msms", "-43 is no m/z; it must be above 0"),
+        ("1_0", "nmr13c", "'1_0' is no number"),
+        ("1e999", "nmr13c", "'1e999' is no finite number"),
         ("43:", "msms", "'' is no number"),
         ("4\0", "msms", "'4\\x00' is no number"),
     ],
