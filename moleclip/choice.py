@@ -73,7 +73,8 @@ class Study:
     """
 
     def __init__(self, data, split, seed, kind, embedding, counts, rates):
-        self.data, self.split, self.seed, self.task = data, split, seed, data.task
+        self.data, self.split, self.seed, self.kind = data, split, seed, kind
+        self.task = data.task
         self.rows = sorted(split["train"] + split["val"])
         self.embedding, self.counts, self.rates = embedding, counts, rates
         self.labels = data.labels[self.rows]
@@ -227,6 +228,7 @@ class Chosen(NamedTuple):
     """What cross-validation chose for a seed, and what stands beside it."""
 
     model: FrozenModel
+    best: Candidate
     facts: dict  # of metrics.json
     intervals: dict  # conformal scores: of model.pt
     held: np.ndarray  # predictions of the study's rows by heads without them, (rows, targets)
@@ -265,7 +267,7 @@ def choose_head(study, encoder, head, features, with_baselines):
     if with_baselines:
         compared = baselines_of(study)
         facts["rival"] = best_of(study, "auto", "ecfp")[1].name
-    return Chosen(model, facts, intervals, fitted.chances, compared)
+    return Chosen(model, best, facts, intervals, fitted.chances, compared)
 
 
 def baselines_of(study):

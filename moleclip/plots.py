@@ -1,6 +1,7 @@
 """The pictures that stations leave beside their results."""
 
 import re
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -63,11 +64,11 @@ def mark_knee(axis, table, knee):
     inset.tick_params(labelsize=7)
 
 
-def plot_report(path, data, results, table, pictures):
+def plot_report(path, data, results, table, pictures, note=""):
     """Draw report.png of one or several seeds.
 
     The table, learning curves, errors, each target, and the worst test molecules. results:
-    SeedResults; table: of `over_seeds`; pictures: {row: zlib stream}.
+    SeedResults; table: of `over_seeds`; pictures: {row: zlib stream}; note: stands above the table.
     """
     import matplotlib
 
@@ -87,7 +88,8 @@ def plot_report(path, data, results, table, pictures):
     fixed = all(result.split == results[0].split for result in results)
     name = Path(data.path).name
     name = name if len(name) < 60 else f"{name[:56]} ..."
-    draw_table(first, table, f"{name}\n{table_title(table, fixed)}")
+    title = "\n".join([name, *textwrap.wrap(note, 72), table_title(table, fixed)])
+    draw_table(first, table, title)
     draw = draw_curves if results[0].history else draw_calibration
     draw(second, results)
     draw_errors(third, data, results)

@@ -26,7 +26,7 @@ UPPER = [
         "trainstate",
     ),
     *("labels", "splits", "table", "metrics", "training", "gp", "forest", "model", "deploy"),
-    *("heads", "choice", "results", "plots", "runs", "experiment"),
+    *("heads", "choice", "results", "plots", "runs", "stages", "experiment"),
 ]
 FLOORS = GROUND + UPPER
 HEAVY = {"torch", "clip", "sklearn", "scipy", "onnx"}
