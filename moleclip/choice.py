@@ -241,7 +241,8 @@ def choose_head(study, encoder, head, features, with_baselines):
     fitted, intervals = study.fit(best), {}
     alone = None
     if best.uses != ("picture",) and encoder is not None:
-        alone = Candidate("mlp" if too_costly(study.labels) else "gp", ("picture",))
+        keeps_rows = head != "mlp" and not too_costly(study.labels)  # an MLP keeps none, as asked
+        alone = Candidate("gp" if keeps_rows else "mlp", ("picture",))
     heads = [study.fit(each) for each in (best, alone) if each]
     if study.task == "regression":
         names = ("scores", "picture")
