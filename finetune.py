@@ -361,8 +361,7 @@ def finish_stage(experiment, out, stage, results, trial, decision):
         return
     for result in results:  # its copy stands where those of other runs do
         (folder / f"seed-{result.seed}" / "model.pt").unlink()
-    stays = "the finetuned model is kept" if stage == "finetuned" else "the frozen head stays"
-    click.echo(f"\n{out}: {stays}: {decision['why']}; see report.png there")
+    click.echo(f"\n{out}: the {stage} model is kept: {decision['why']}; see report.png there")
 
 
 def trials_of(chosen):

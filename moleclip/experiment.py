@@ -136,9 +136,7 @@ class Experiment:
             save_json(folder / "config.json", config)
         split = self.splits[seed]
         if "head" in config:
-            result = self.choose(folder, config, split)
-            self.world.barrier()
-            return result
+            return self.choose(folder, config, split)
         known, scale = data.labels[split["train"]], LabelScale.identity(len(data.targets))
         if data.task == "regression" and not config["raw_labels"]:
             scale = LabelScale.of(known)
@@ -167,9 +165,12 @@ class Experiment:
             encoder = load_encoder(config["init"], seed)
             embedding = self.frozen.embeddings(encoder, seed)
             self.check_embeddings(embedding)
-        if self.world.rank:
-            return None
-        kind, rows = config["split"], sorted(self.pictures)
+        work = lambda: self.fit_heads(folder, config, split, encoder, embedding)
+        return self.world.together(work, not self.world.rank)
+
+    def fit_heads(self, folder, config, split, encoder, embedding):
+        """Fit and compare heads on embeddings (all rows, 512), or None; as `choose`, on rank 0."""
+        seed, kind, rows = config["seed"], config["split"], sorted(self.pictures)
         study = Study(self.data, split, seed, kind, embedding, self.counts(), config["rates"])
         asked = config["head"], config["features"], self.with_baselines
         chosen = choose_head(study, encoder and encoder.cpu(), *asked)

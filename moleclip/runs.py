@@ -178,7 +178,8 @@ def aggregate(out, data, results, config, pictures, folder=None, stage=None):
     runs = [result.metrics for result in results]
     best = best_seed(runs)
     source = (folder or out) / f"seed-{results[best].seed}" / "model.pt"
-    table, why = over_seeds(runs), (stage or {}).get("decision", {}).get("why", "")
+    table, decision = over_seeds(runs), (stage or {}).get("decision")
+    why = f"the {decision['kept']} model is kept: {decision['why']}" if decision else ""
     save_whole(out / "model.pt", lambda target: shutil.copyfile(source, target))
     save_splits(out / "splits.csv", data, results, best)
     save_learning(out, results, several=True)

@@ -12,7 +12,7 @@ from PIL import Image
 import export
 import finetune
 import predict
-from moleclip import choice, forest
+from moleclip import choice, forest, heads
 from moleclip.choice import BOTH, MLP_FROM, Candidate, candidates, tenths_of
 from moleclip.drawing import draw, layout
 from moleclip.molecules import parse, scaffold
@@ -238,7 +238,24 @@ def test_what_is_compared():
     many = few | {("mlp", BOTH), ("mlp", ("ecfp",))}
     assert names("auto", "auto", MLP_FROM, False) == many
     assert names("auto", "picture", 100, True) == {("forest", ("picture",))}
+    assert names("auto", "auto", 20_000, True) == {each for each in many if each[0] != "gp"}
     assert candidates("mlp", "picture+ecfp", 100, False) == [Candidate("mlp", BOTH)]
+
+
+def test_embeddings_that_are_no_numbers(tmp_path, monkeypatch):
+    """Of one row: it is named, before any head is fitted."""
+    plain = heads.FrozenEncoder.embeddings
+
+    def broken(self, encoder, seed):
+        found = plain(self, encoder, seed)
+        found[7, 3] = float("nan")
+        return found
+
+    monkeypatch.setattr(heads.FrozenEncoder, "embeddings", broken)
+    table = Desk(tmp_path).write("t.csv", first_lines("esol.csv", 21))
+    words = ["--data", table, "--init", "scratch:nano", "--freeze", "-o", tmp_path / "run"]
+    line = mistake(finetune.main, *words)
+    assert "row 7 (line 9): the encoder's embedding is not a number" in line
 
 
 def test_options_that_contradict(tmp_path):
