@@ -1,16 +1,18 @@
 """Finetune the encoder on a CSV of molecules and labels, and say honestly how good the model is.
 
     python finetune.py --data dhbd.csv                          # from encoder.pt to runs/dhbd/
-    python finetune.py --data esol.csv --split scaffold --seeds 1,2,3 --lr-head 1e-3,4e-4,1e-4
-    python finetune.py --data assay.csv --target pIC50 --freeze # the head alone, in seconds
+    python finetune.py --data esol.csv --split scaffold --seeds 1,2,3 --head mlp --lr-head 1e-3,4e-4
+    python finetune.py --data assay.csv --target pIC50 --freeze # heads alone, in seconds
 
-A 3-layer MLP learns on the encoder's embeddings first, then both are trained together; the test
-value reported is that of the epoch that was best on validation. Every report has fingerprint
-baselines on the same split beside it (MoleCLIP, section 9 of its protocol).
+Heads on a frozen encoder first; then, unless --freeze, a 3-layer MLP learns on the encoder's
+embeddings, and both are trained together. The test value reported is that of the epoch that was
+best on validation; the better stage there is kept. Every report has fingerprint baselines on the
+same split beside it (MoleCLIP, section 9 of its protocol).
 """
 
 import re
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,15 +23,18 @@ from click.core import ParameterSource
 from rdkit import rdBase
 
 from moleclip import options
-from moleclip.device import Distributed, pick_device, pick_precision, report_once
+from moleclip.device import Distributed, local_rank, pick_device, pick_precision, report_once
 from moleclip.experiment import Experiment, draw_rows
 from moleclip.files import check_output, save_table
 from moleclip.heads import HEAD_EPOCHS, HEAD_PATIENCE
-from moleclip.metrics import MODEL, over_seeds
+from moleclip.metrics import FROZEN, MODEL, over_seeds
 from moleclip.molecules import MAX_ATOMS, find_input, input_facts
 from moleclip.options import LEVELS, comma_list, number_between, positive_weight
-from moleclip.runs import TABLES, aggregate
+from moleclip.outputs import interrupted_by_sigterm
+from moleclip.results import taken
+from moleclip.runs import TABLES, aggregate, load_facts
 from moleclip.splits import SPLIT_KINDS
+from moleclip.stages import decide, read_validation, too_few
 from moleclip.table import Data
 from moleclip.training import WARM_UP, enough_memory
 from moleclip.weights import default_init, init_digest, load_encoder
@@ -40,6 +45,8 @@ HEADS = click.Choice(["auto", "mlp", "gp", "forest"])
 FEATURES = click.Choice(["auto", "picture", "ecfp", "picture+ecfp"])
 # Options of a head that is trained step by step, the MLP on pictures.
 STEPWISE = ("lr_head", "epochs", "patience", "batch", "pos_weight", "raw_labels")
+FINETUNING = ("epochs", "patience", "batch", "precision")  # settings that frozen heads don't have
+LABELLING = ("pos_weight", "raw_labels")  # of these, what frozen heads can't follow
 RATES = comma_list(number_between(0, 1e3), "a learning rate, or several such as 5e-6,2e-5")
 SEEDS = comma_list(number_between(-1, 2**32, int), "a list of whole numbers such as 1,2,3")
 AUGMENT = comma_list(LEVELS.__getitem__, "none, default, intense or several of them")
@@ -101,12 +108,12 @@ AUGMENT = comma_list(LEVELS.__getitem__, "none, default, intense or several of t
     callback=AUGMENT,
 )
 @click.option(
-    "--freeze", is_flag=True, help="Embed once and train the head alone: seconds instead of hours."
+    "--freeze", is_flag=True, help="Stop after the heads on a frozen encoder: no finetuning."
 )
 @options.shown(
     "--head",
     "auto",
-    "Of a frozen encoder: the best of several by cross-validation, or one.",
+    "auto: the best of several by cross-validation, then finetuning; mlp: the MLP at once.",
     type=HEADS,
 )
 @options.shown(
@@ -133,20 +140,15 @@ def run(context, **parts):
     with_baselines=False).
     """
     chosen = SimpleNamespace(**context.params)
-    with report_once(), enough_memory(chosen.batch):
+    with told_when_interrupted(chosen), report_once(), enough_memory(chosen.batch):
         device = pick_device(chosen.device)
         world = Distributed.start(device)
         data = read_data(context, chosen)
         for line in data.notes() if not world.rank else ():
             click.echo(line, err=True)
-        name = re.sub(r"(\.(csv|tsv|sdf|xlsx|parquet))?(\.gz)?$", "", Path(data.path).name)
-        out = chosen.out or Path("runs") / name
-        if (out / "metrics.json").exists():
-            raise click.ClickException(
-                f"{out}: holds a finished run; give another folder with -o, or delete it"
-            )
+        chosen.out = run_folder(chosen, data)
         if not world.rank:
-            check_output(out / "model.pt")
+            check_output(chosen.out / "model.pt")
         chosen.init = chosen.init or default_init()
         # a wrong --init shows before the drawing
         if chosen.init != "none":
@@ -159,7 +161,42 @@ def run(context, **parts):
         experiment.make_splits(chosen.force)
         if not world.rank:
             print_facts(experiment, reason)
-        train_all(experiment, chosen, out)
+        if chosen.staged:
+            train_in_stages(experiment, chosen)
+        else:
+            train_all(experiment, chosen)
+
+
+@contextmanager
+def told_when_interrupted(chosen):
+    """Say after Ctrl-C or SIGTERM what there is, in one line, and leave with code 130."""
+    with interrupted_by_sigterm():
+        try:
+            yield
+        except KeyboardInterrupt:
+            if local_rank():
+                raise SystemExit(130) from None
+            said, out = "interrupted", chosen.out
+            if out and (out / "metrics.json").exists():
+                said += f"; {out} keeps the frozen heads' model, which export.py takes"
+            if out and out.exists():
+                said += f"; the same command goes on from what is in {out}"
+            stopped = click.ClickException(said)
+            stopped.exit_code = 130
+            raise stopped from None
+
+
+def run_folder(chosen, data):
+    """Return the folder of the run. Raises click.ClickException if it holds a finished one."""
+    name = re.sub(r"(\.(csv|tsv|sdf|xlsx|parquet))?(\.gz)?$", "", Path(data.path).name)
+    out = chosen.out or Path("runs") / name
+    facts = out / "metrics.json"
+    undecided = chosen.staged and facts.exists() and load_facts(facts)
+    if facts.exists() and not (undecided and "stage" in undecided and "decision" not in undecided):
+        raise click.ClickException(
+            f"{out}: holds a finished run; give another folder with -o, or delete it"
+        )
+    return out
 
 
 def read_data(context, chosen):
@@ -201,14 +238,16 @@ def settle_head(context, chosen):
     """Settle --head, --features and --freeze: what one of them says of the others.
 
     Afterwards chosen.compares tells whether heads are fitted by moleclip/choice.py, instead of the
-    MLP on pictures being trained step by step.
+    MLP on pictures being trained step by step; chosen.staged, whether the one and then the other.
     """
     ecfp, stepwise = "ecfp" in chosen.features, given(context, *STEPWISE)
     chosen.freeze = chosen.freeze or ecfp or chosen.head in ("gp", "forest")
-    if chosen.freeze and chosen.head == "auto" and stepwise and not ecfp:
-        click.echo(f"{flag(stepwise[0])} is of the MLP: --head mlp", err=True)
+    for_mlp = stepwise if chosen.freeze else given(context, *LABELLING)
+    if chosen.head == "auto" and for_mlp and not ecfp:
+        click.echo(f"{flag(for_mlp[0])} is of the MLP: --head mlp", err=True)
         chosen.head = "mlp"
     chosen.compares = chosen.freeze and (chosen.head != "mlp" or ecfp)
+    chosen.staged = not chosen.freeze and chosen.head == "auto"
     wrong = [name for name in stepwise if name != "lr_head" or chosen.head in ("gp", "forest")]
     if chosen.compares and wrong:
         says = "is of the MLP on pictures; leave it out, or take --head mlp --features picture"
@@ -263,30 +302,95 @@ def print_facts(experiment, reason):
     )
 
 
-def train_all(experiment, chosen, out):
+def train_all(experiment, chosen):
     """Train every trial with every seed, and write what they give together."""
-    trials, results, first = [], [], not experiment.world.rank
-    for lr_encoder in [] if chosen.compares else chosen.lr_encoder:
-        for lr_head in chosen.lr_head:
-            for augment in ["none"] if chosen.freeze else chosen.augment:
-                trials.append({"lr_encoder": lr_encoder, "lr_head": lr_head, "augment": augment})
-    trials = trials or [{}]  # heads that are compared in each seed
-    grid, best = len(trials) > 1, 0
+    results, trial = train_trials(experiment, chosen, chosen.out, trials_of(chosen))
+    if not experiment.world.rank:
+        config = experiment.config | trial
+        aggregate(chosen.out, experiment.data, results, config, experiment.pictures)
+        note = "test values of the epochs that are best on validation; see report.png there"
+        if chosen.compares:
+            note = "test values of the heads that held-out folds chose; see report.png there"
+        click.echo(f"\n{chosen.out}: {note}")
+
+
+def train_in_stages(experiment, chosen):
+    """Fit heads on the frozen encoder, then finetune, and keep what validation says."""
+    out, data, first = chosen.out, experiment.data, not experiment.world.rank
+    why, trials, trial = too_few(experiment.splits), trials_of(chosen), frozen_stage(chosen)
+    frozen, _ = train_trials(experiment, chosen, out / "frozen", [trial])
+    decision = {"kept": "frozen", "why": why} if why else None
+    if first:
+        finish_stage(experiment, out, "frozen", frozen, trial, decision)
+    if why:
+        return
+    for result in frozen:
+        rows = experiment.splits[result.seed]["test"]
+        experiment.beside[result.seed] = {FROZEN: taken(result.predicted, rows)}
+    experiment.trials = len(trials) * len(chosen.seeds)
+    finetuned, best = train_trials(experiment, chosen, out / "finetuned", trials)
+    if first:
+        folders = [out / "frozen" / f"seed-{result.seed}" for result in frozen]
+        before = [(each.split, read_validation(at)) for each, at in zip(frozen, folders)]
+        decision = decide(data, before, [(each.split, each.predicted) for each in finetuned])
+        kept = decision["kept"]
+        results, trial = (finetuned, best) if kept == "finetuned" else (frozen, trial)
+        finish_stage(experiment, out, kept, results, trial, decision)
+
+
+def frozen_stage(chosen):
+    """Return the trial that the heads on the frozen encoder are.
+
+    What only finetuning heeds is no part of it: that may change before finetuning has begun.
+    """
+    heads = {"head": chosen.head, "features": chosen.features, "stage": "frozen"}
+    return heads | {"freeze": True, "head_first": None} | dict.fromkeys(FINETUNING)
+
+
+def finish_stage(experiment, out, stage, results, trial, decision):
+    """Write the run's folder as a stage leaves it. decision: what is kept and why, or None yet."""
+    folder, config, facts = out / stage, experiment.config | trial, {"stage": stage}
+    if decision:
+        facts["decision"] = decision
+        for result in results:
+            name = f"seed-{result.seed}"
+            shutil.copytree(folder / name, out / name, dirs_exist_ok=True)
+    aggregate(out, experiment.data, results, config, experiment.pictures, folder, facts)
+    if not decision:
+        click.echo(f"\n{out}: the frozen head, which export.py takes from now on; now finetuning")
+        return
+    for result in results:  # its copy stands where those of other runs do
+        (folder / f"seed-{result.seed}" / "model.pt").unlink()
+    click.echo(f"\n{out}: the {stage} model is kept: {decision['why']}; see report.png there")
+
+
+def trials_of(chosen):
+    """Return the trials of a run, each a dict of rates and augmentation; of compared heads {}."""
+    if chosen.compares:
+        return [{}]
+    return [
+        {"lr_encoder": lr_encoder, "lr_head": lr_head, "augment": augment}
+        for lr_encoder in chosen.lr_encoder
+        for lr_head in chosen.lr_head
+        for augment in (["none"] if chosen.freeze else chosen.augment)
+    ]
+
+
+def train_trials(experiment, chosen, out, trials):
+    """Train every trial with every seed; return (the best one's SeedResults, that trial).
+
+    Without results but on rank 0.
+    """
+    results, first, grid, best = [], not experiment.world.rank, len(trials) > 1, 0
     for trial in trials:
         where = trial_folder(out, trial) if grid else out
         seeds = [(where / f"seed-{seed}", seed, trial) for seed in chosen.seeds]
         results.append([experiment.run_seed(*seed) for seed in seeds])
         if grid and first:
             keep_best(out, trials, results)
-    if first:
-        if grid:
-            best = finish_grid(out, trials, results)
-        config, pictures = experiment.config | trials[best], experiment.pictures
-        aggregate(out, experiment.data, results[best], config, pictures)
-        note = "test values of the epochs that are best on validation; see report.png there"
-        if chosen.compares:
-            note = "test values of the heads that held-out folds chose; see report.png there"
-        click.echo(f"\n{out}: {note}")
+    if grid and first:
+        best = finish_grid(out, trials, results)
+    return results[best] if first else [], trials[best]
 
 
 def trial_folder(out, trial):

@@ -389,7 +389,8 @@ def main(arguments, **asked):
     if html:
         title = f"{', '.join(loaded.targets) or 'Molecules'}, predicted for {Path(given.path).name}"
         targets = dict(zip(columns, loaded.meanings()))
-        write_report(html, out, title, targets, given.files, asked.workers, **loaded.drawing)
+        told = targets, loaded.ends(asked.interval), asked.interval
+        write_report(html, out, title, told, given.files, asked.workers, **loaded.drawing)
         click.echo(f"{html}: {html.stat().st_size / 1e6:.1f} MB, open it in a browser")
 
 

@@ -54,7 +54,7 @@ SETS = {
 }
 WAYS = {
     "frozen": "--freeze --epochs 200 --patience 40 --lr-head 1e-3,4e-4,1e-4",
-    "finetuned": "--batch 32 --lr-head 1e-4",
+    "finetuned": "--head mlp --batch 32 --lr-head 1e-4",
     "heads": "--freeze",
     "fingerprints": "--features ecfp",  # the rival: without an encoder
 }

@@ -27,7 +27,8 @@ from record import RESULTS, ROOT, read_csv, record
 BIN = Path(sys.executable).parent
 NANO = "--init scratch:nano --batch 32 --precision fp32 --log-every 1 --save-every 4 --lr 1e-4"
 STEPS = 24
-TABLE = "--data esol.csv --init start.pt --epochs 2 --batch 32 --precision fp32 --augment none"
+TABLE = "--data esol.csv --head mlp --init start.pt --epochs 2 --batch 32 --precision fp32"
+TABLE += " --augment none"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
 
 

@@ -35,7 +35,7 @@ PARTS = [
     ("together", "rise and fall", "1e-5", "none"),
     ("head first", "constant", "1e-5", "none"),
 ]
-SETTINGS = "--split scaffold --epochs 6 --batch 32 --lr-head 1e-4"
+SETTINGS = "--head mlp --split scaffold --epochs 6 --batch 32 --lr-head 1e-4"
 
 
 def constant(done):

@@ -73,7 +73,8 @@ class Study:
     """
 
     def __init__(self, data, split, seed, kind, embedding, counts, rates):
-        self.data, self.split, self.seed, self.task = data, split, seed, data.task
+        self.data, self.split, self.seed, self.kind = data, split, seed, kind
+        self.task = data.task
         self.rows = sorted(split["train"] + split["val"])
         self.embedding, self.counts, self.rates = embedding, counts, rates
         self.labels = data.labels[self.rows]
@@ -227,6 +228,7 @@ class Chosen(NamedTuple):
     """What cross-validation chose for a seed, and what stands beside it."""
 
     model: FrozenModel
+    best: Candidate
     facts: dict  # of metrics.json
     intervals: dict  # conformal scores: of model.pt
     held: np.ndarray  # predictions of the study's rows by heads without them, (rows, targets)
@@ -239,7 +241,8 @@ def choose_head(study, encoder, head, features, with_baselines):
     fitted, intervals = study.fit(best), {}
     alone = None
     if best.uses != ("picture",) and encoder is not None:
-        alone = Candidate("mlp" if too_costly(study.labels) else "gp", ("picture",))
+        keeps_rows = head != "mlp" and not too_costly(study.labels)  # an MLP keeps none, as asked
+        alone = Candidate("gp" if keeps_rows else "mlp", ("picture",))
     heads = [study.fit(each) for each in (best, alone) if each]
     if study.task == "regression":
         names = ("scores", "picture")
@@ -265,7 +268,7 @@ def choose_head(study, encoder, head, features, with_baselines):
     if with_baselines:
         compared = baselines_of(study)
         facts["rival"] = best_of(study, "auto", "ecfp")[1].name
-    return Chosen(model, facts, intervals, fitted.chances, compared)
+    return Chosen(model, best, facts, intervals, fitted.chances, compared)
 
 
 def baselines_of(study):

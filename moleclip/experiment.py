@@ -27,6 +27,7 @@ from moleclip.results import make_chosen_result, make_result
 from moleclip.runs import finished, read_result, save_result
 from moleclip.seen import molecule_hashes, refuse_seen, seen_by
 from moleclip.splits import make_splits
+from moleclip.stages import save_validation, too_few, without_validation
 from moleclip.table import Data, LabelScale, positive_weights
 from moleclip.training import (
     Loss,
@@ -98,6 +99,8 @@ class Experiment:
     compared: dict = field(default_factory=dict)  # the baselines' predictions, by seed
     announced: bool = False
     splits: dict = field(default_factory=dict)  # {seed: split}
+    beside: dict = field(default_factory=dict)  # {seed: what `compare` returns} of an earlier stage
+    trials: int = 0  # trainings that are ahead, where an earlier stage has given a model already
     fingerprints: torch.Tensor | None = None
 
     def __post_init__(self):
@@ -133,9 +136,7 @@ class Experiment:
             save_json(folder / "config.json", config)
         split = self.splits[seed]
         if "head" in config:
-            result = self.choose(folder, seed, split)
-            self.world.barrier()
-            return result
+            return self.choose(folder, config, split)
         known, scale = data.labels[split["train"]], LabelScale.identity(len(data.targets))
         if data.task == "regression" and not config["raw_labels"]:
             scale = LabelScale.of(known)
@@ -145,7 +146,7 @@ class Experiment:
         model, history, predicted = self.fit(folder, seed, trial, objective, scale)
         result = None
         if first:
-            compared = self.compare(seed, objective, scale)
+            compared = self.compare(seed, objective, scale) | self.beside.get(seed, {})
             result = make_result(data, seed, split, history, predicted, compared)
             self.save(folder, result, model, config, split["train"])
         self.world.barrier()
@@ -157,22 +158,28 @@ class Experiment:
         seen = torch.unique(torch.cat([*[self.seen.molecules] * self.seen.labelled, own]))
         save_result(folder, result, model, self.data, self.pictures, config, seen)
 
-    def choose(self, folder, seed, split):
+    def choose(self, folder, config, split):
         """Fit and compare heads, write one complete folder; return its SeedResult on rank 0."""
-        config, encoder, embedding = self.config | {"seed": seed}, None, None
+        seed, encoder, embedding = config["seed"], None, None
         if config["features"] != "ecfp":
             encoder = load_encoder(config["init"], seed)
             embedding = self.frozen.embeddings(encoder, seed)
             self.check_embeddings(embedding)
-        if self.world.rank:
-            return None
-        kind, rows = config["split"], sorted(self.pictures)
+        work = lambda: self.fit_heads(folder, config, split, encoder, embedding)
+        return self.world.together(work, not self.world.rank)
+
+    def fit_heads(self, folder, config, split, encoder, embedding):
+        """Fit and compare heads on embeddings (all rows, 512), or None; as `choose`, on rank 0."""
+        seed, kind, rows = config["seed"], config["split"], sorted(self.pictures)
         study = Study(self.data, split, seed, kind, embedding, self.counts(), config["rates"])
         asked = config["head"], config["features"], self.with_baselines
         chosen = choose_head(study, encoder and encoder.cpu(), *asked)
         given = None if embedding is None else embedding[rows], self.counts()[rows]
         told = [dict(zip(rows, values)) for values in predict_with(chosen.model.head, *given)]
         result = make_chosen_result(self.data, seed, split, *told, chosen)
+        if config.get("stage") and not too_few(self.splits):
+            validated = without_validation(study, chosen.best)
+            save_validation(folder, self.data, split["val"], validated)
         learned = split["train"] + split["val"] * (chosen.facts["learned_from"] == LEARNED)
         self.save(folder, result, chosen.model, config, learned)
         return result
@@ -223,8 +230,9 @@ class Experiment:
         micro, augment = min(plan.batch, micro), trial["augment"]
         embedder = Embedder(model.to(self.device).encoder, self.device, self.dtype, augment, micro)
         source = PictureSource(model, self.pictures, embedder, self.world)
-        if not self.announced and self.device.type == "cpu" and not self.world.rank:
-            print_estimate(source, objective.split, plan.epochs, plan.batch)
+        told = self.trials or self.device.type == "cpu"
+        if told and not self.announced and not self.world.rank:
+            print_estimate(source, objective.split, plan.epochs, plan.batch, self.trials)
         self.announced, start, progress = True, None, folder / "progress.pt"
         if self.head_first and not self.world.from_rank0(progress.exists):
             start = self.frozen.probe_head(model, trial["lr_head"], objective, plan)

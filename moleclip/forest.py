@@ -33,7 +33,7 @@ class Forest(torch.nn.Module):
     def forward(self, embedding, counts):
         """Return (mean, spread), float32 (n, targets): labels, or probabilities of the positive."""
         inputs = joined(*(x if k in self.uses else None for k, x in given(embedding, counts)))
-        node = self.roots.flatten().repeat(len(inputs), 1)
+        node = self.roots.flatten().repeat(inputs.shape[0], 1)
         for _ in range(self.depth):
             under = inputs.gather(1, self.feature[node].long()) <= self.threshold[node]
             node = torch.where(under, self.left[node], self.right[node]).long()

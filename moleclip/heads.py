@@ -141,10 +141,11 @@ def forest(bits, labels, split, task, seed, weight):
     return model.predict(test)
 
 
-def print_estimate(source, split, epochs, batch):
-    """Print how long training will take on a CPU, and how much of it --freeze would.
+def print_estimate(source, split, epochs, batch, trials=0):
+    """Print how long training will take, and how much of it --freeze would.
 
-    Measured on one slice, without learning from it.
+    Measured on one slice, without learning from it. trials: how many trainings are ahead, where
+    frozen heads have learned already.
     """
     alone = PictureSource(source.model, source.pictures, source.embedder, ALONE)
     plain = Embedder(source.model.encoder, source.device, None)
@@ -159,6 +160,8 @@ def print_estimate(source, split, epochs, batch):
     def measure(work):
         began = time.perf_counter()
         work()
+        if source.device.type == "cuda":
+            torch.cuda.synchronize()
         return (time.perf_counter() - began) / len(rows) / source.world.size
 
     for _ in range(2):  # the first time pays for what is set up once
@@ -166,6 +169,11 @@ def print_estimate(source, split, epochs, batch):
     source.model.zero_grad()
     everything = embedding * sum(map(len, split.values()))
     epoch = learning * len(split["train"]) + embedding * len(split["val"])
+    if trials:
+        several = f", {trials} times {format_seconds(trials * epochs * epoch)}" * (trials > 1)
+        said = f"an epoch takes {format_seconds(epoch)}, {epochs} epochs"
+        click.echo(f"finetuning: {said} {format_seconds(epochs * epoch)}{several}")
+        return
     click.echo(
         f"embedding all molecules takes about {format_seconds(everything)} here, the head then "
         "learns in seconds, and that is all with --freeze; an epoch of both takes "

@@ -12,6 +12,7 @@ from moleclip.files import save_table
 
 MAIN = {"regression": "MAE", "classification": "ROC-AUC"}  # what methods are compared by
 MODEL = "this model"
+FROZEN = "frozen head"  # beside a model that was finetuned after it: no baseline
 
 
 def score(truth, predicted, task):
@@ -142,7 +143,7 @@ def difference(runs, task, fixed=False):
         values = [run["test"].get(name, {}).get("pooled", {}).get(metric) for run in runs]
         if None not in values:
             pooled[name] = np.array(values)
-    baselines = [name for name in pooled if name != MODEL]
+    baselines = [name for name in pooled if name not in (MODEL, FROZEN)]
     if MODEL not in pooled or not baselines:
         return None
     sign = 1 if task == "regression" else -1

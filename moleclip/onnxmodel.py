@@ -7,6 +7,7 @@ in JSON, and fingerprints of the training molecules.
 """
 
 import hashlib
+import itertools
 import json
 import tempfile
 import zlib
@@ -235,16 +236,20 @@ class OnnxModel:
 
         Targets, spreads, ends of intervals, and standard deviations over views.
         """
-        known = ~np.isnan(self.spans(level))
         units = [unit and f" ({unit})" for unit in self.units]
         names = [f"predicted_{n}{u}" if n in OWN else n + u for n, u in zip(self.targets, units)]
         if "spread" in self.outputs:
             names += [f"{name}_spread{unit}" for name, unit in zip(self.targets, units)]
-        for name, unit, shown in zip(self.targets, units, known):
-            names += [f"{name}_{end}{unit}" for end in ("low", "high") if shown]
+        names += itertools.chain(*self.ends(level))
         if views > 1:
             names += [f"{name}_view_spread{unit}" for name, unit in zip(self.targets, units)]
         return names
+
+    def ends(self, level=LEVEL):
+        """Return the names of the columns (low, high) of each target that has an interval."""
+        units = [unit and f" ({unit})" for unit in self.units]
+        known = zip(self.targets, units, ~np.isnan(self.spans(level)))
+        return [(f"{name}_low{unit}", f"{name}_high{unit}") for name, unit, shown in known if shown]
 
     @contextmanager
     def saved_training(self):

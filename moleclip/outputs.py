@@ -263,11 +263,12 @@ def read_part(path):
         raise click.ClickException(f"{path}: damaged: {one_line(error)}") from None
 
 
-def write_report(path, table, title, targets, files, workers, **options):
+def write_report(path, table, title, told, files, workers, **options):
     """Write one page of a finished predictions.csv, each row with its picture as the model saw it.
 
-    It needs no other file. targets: {column to stress: what its numbers are}; files: of picture
-    input, by row, or None; options: those of `featurize`.
+    It needs no other file. told: {column to stress: what its numbers are}, [(low, high), ...] of
+    intervals' columns, and the share of molecules that they hold; files: of picture input, by row,
+    or None; options: those of `featurize`.
     """
     header, lines, more = read_head(table)
     molecules = []
@@ -279,7 +280,8 @@ def write_report(path, table, title, targets, files, workers, **options):
     images = []
     for _, result in drawn:
         images.append("" if isinstance(result, Rejected) else png(inflate(result.streams[0])))
-    data = {"title": title, "columns": header, "targets": targets, "more": more}
+    data = dict(zip(("targets", "intervals", "level"), told))
+    data |= {"title": title, "columns": header, "more": more}
     text = json.dumps(data | {"rows": lines, "images": images})
     # Nothing in it can end the script or begin a tag.
     text = text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

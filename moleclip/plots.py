@@ -1,6 +1,8 @@
 """The pictures that stations leave beside their results."""
 
 import re
+import textwrap
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -63,11 +65,11 @@ def mark_knee(axis, table, knee):
     inset.tick_params(labelsize=7)
 
 
-def plot_report(path, data, results, table, pictures):
+def plot_report(path, data, results, table, pictures, note=""):
     """Draw report.png of one or several seeds.
 
     The table, learning curves, errors, each target, and the worst test molecules. results:
-    SeedResults; table: of `over_seeds`; pictures: {row: zlib stream}.
+    SeedResults; table: of `over_seeds`; pictures: {row: zlib stream}; note: stands above the table.
     """
     import matplotlib
 
@@ -87,7 +89,9 @@ def plot_report(path, data, results, table, pictures):
     fixed = all(result.split == results[0].split for result in results)
     name = Path(data.path).name
     name = name if len(name) < 60 else f"{name[:56]} ..."
-    draw_table(first, table, f"{name}\n{table_title(table, fixed)}")
+    notes = [*textwrap.wrap(chosen_heads(results), 78), *textwrap.wrap(note, 78)]
+    title = "\n".join([name, *notes, table_title(table, fixed)])
+    draw_table(first, table, title)
     draw = draw_curves if results[0].history else draw_calibration
     draw(second, results)
     draw_errors(third, data, results)
@@ -102,6 +106,19 @@ def plot_report(path, data, results, table, pictures):
     draw_worst(bottom, data, results, pictures)
     save_whole(path, lambda name: figure.savefig(name, dpi=100, format="png"))
     plt.close(figure)
+
+
+def chosen_heads(results):
+    """Return which heads were chosen, among how many and by what, or "" of those that weren't."""
+    heads = [result.metrics["head"] for result in results if "head" in result.metrics]
+    if not heads:
+        return ""
+    counts = Counter(head["chosen"] for head in heads)
+    several = len(heads) > 1
+    names = [f"{name} ({count} seeds)" if several else name for name, count in counts.items()]
+    loss = np.mean([head["among"][head["chosen"]] for head in heads])
+    among = f"best of {len(heads[0]['among'])} on {heads[0]['held_out']}"
+    return f"{', '.join(names)}: {among}, {heads[0]['loss']} {loss:.3g}"
 
 
 def tested(results):
@@ -129,7 +146,8 @@ def draw_table(axis, table, title):
     for (line, _), cell in drawn.get_celld().items():
         cell.set_edgecolor("0.8")
         cell.get_text().set_fontweight("bold" if line == 1 else "normal")
-    axis.set_title(title, fontsize=11, parse_math=False)
+    size = 11 if title.count("\n") < 2 else 9  # where it has notes
+    axis.set_title(title, fontsize=size, parse_math=False)
 
 
 def draw_curves(axis, results):

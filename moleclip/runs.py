@@ -169,22 +169,25 @@ def save_learning(folder, results, several=False):
     save_table(folder / "choice.csv", [*header, "head", "loss", "chosen"], lines)
 
 
-def aggregate(out, data, results, config, pictures):
+def aggregate(out, data, results, config, pictures, folder=None, stage=None):
     """Write the aggregate over seeds and print its table of test scores.
 
-    model.pt is a copy of the one that is best on validation.
+    model.pt is a copy of the one that is best on validation. folder: where the seeds' folders lie,
+    if not in out; stage: more of metrics.json, of a run in two stages.
     """
     runs = [result.metrics for result in results]
     best = best_seed(runs)
-    source, table = out / f"seed-{results[best].seed}" / "model.pt", over_seeds(runs)
+    source = (folder or out) / f"seed-{results[best].seed}" / "model.pt"
+    table, decision = over_seeds(runs), (stage or {}).get("decision")
+    why = f"the {decision['kept']} model is kept: {decision['why']}" if decision else ""
     save_whole(out / "model.pt", lambda target: shutil.copyfile(source, target))
     save_splits(out / "splits.csv", data, results, best)
     save_learning(out, results, several=True)
     save_predictions(out / "predictions.csv", data, results, best)
     save_scores(out / "scores.csv", table)
-    plot_report(out / "report.png", data, results, table, pictures)
+    plot_report(out / "report.png", data, results, table, pictures, why)
     save_json(out / "config.json", config)
-    facts = {"best_seed": results[best].seed, "test": table, "runs": runs}
+    facts = (stage or {}) | {"best_seed": results[best].seed, "test": table, "runs": runs}
     fixed = fixed_split(results)
     facts |= {"difference": difference(runs, data.task, fixed), "fixed_split": fixed}
     save_json(out / "metrics.json", facts)

@@ -92,7 +92,8 @@ def road(tmp_path_factory):
         "cluster": "python cluster.py molecules.smi --k 4 --k 12",
         "pretrain": "torchrun --nproc_per_node=4 pretrain.py --init scratch:nano --batch 32 "
         "--steps 3 --log-every 1 --precision fp32",
-        "finetune": "python finetune.py --data solubility.csv --epochs 3 --lr-encoder 1e-4",
+        "finetune": "python finetune.py --data solubility.csv --head mlp --epochs 3 "
+        "--lr-encoder 1e-4",
         "export": "python export.py runs/solubility",
         "predict": "python predict.py model.onnx new_molecules.txt",
     }.items():
@@ -108,7 +109,7 @@ def toy(tmp_path_factory, road):
     lines = first_lines("esol.csv", 41)
     lines[5] = lines[5].replace(lines[5].split(",")[1], "C1CC")
     desk.write("toy.csv", lines)
-    command = "python finetune.py --data toy.csv --epochs 2 --seeds 1,2"
+    command = "python finetune.py --data toy.csv --head mlp --epochs 2 --seeds 1,2"
     desk.said = desk.run(command, OMP_NUM_THREADS="1")
     return desk
 

@@ -5,13 +5,14 @@ import json
 import numpy as np
 import onnx
 import pytest
+import torch
 from conftest import ROOT, Desk, first_lines, invoke, mistake, rows_of
 from PIL import Image
 
 import export
 import finetune
 import predict
-from moleclip import choice
+from moleclip import choice, forest, heads
 from moleclip.choice import BOTH, MLP_FROM, Candidate, candidates, tenths_of
 from moleclip.drawing import draw, layout
 from moleclip.molecules import parse, scaffold
@@ -151,6 +152,40 @@ def test_fingerprints_alone_need_no_encoder(bits):
     assert "give SMILES" in mistake(predict.main, *words)
 
 
+def test_forests_of_two_seeds_and_r_groups(tmp_path, monkeypatch):
+    """One file of both, for any number of molecules at once; ends are dummy atoms."""
+    monkeypatch.setattr(forest, "TREES", 8)
+    monkeypatch.setattr(forest, "FOLD_TREES", 4)
+    desk = Desk(tmp_path)
+    table = desk.write("t.csv", first_lines("esol.csv", 61))
+    words = ["--data", table, "--init", "scratch:nano", "--head", "forest", "--r-groups"]
+    words += ["--features", "picture+ecfp", "--seeds", "1,2"]
+    run = finetuned(desk.folder, *words, with_baselines=False)
+    seeds = [rows_of(run / f"seed-{seed}" / "predictions.csv") for seed in (1, 2)]
+    desk.write("a.smi", [line["smiles"] for line in seeds[0][:30]])
+    name, wide = "predicted_log_solubility", ("log_solubility_low", "log_solubility_high")
+    invoke(export.main, run / "seed-1", run / "seed-2", "-o", desk / "m.onnx")
+    lines, _ = predicted(desk, desk / "a.smi", "--batch", "7")
+    wanted = np.mean([numbers(each[:30], name) for each in seeds], 0)
+    assert numbers(lines, "log_solubility") == pytest.approx(wanted, abs=0.02)
+    apart = np.subtract(*(numbers(each[:30], name) for each in seeds)) / 2
+    assert (np.array(numbers(lines, "log_solubility_spread")) > abs(apart) - 0.02).all()
+    held = [a < b for a, b in zip(*(numbers(lines, end) for end in wide))]
+    assert all(held)
+    line = mistake(export.main, run, "-o", desk / "x.onnx", "--no-fingerprints")
+    assert "--head mlp" in line
+
+
+def test_an_mlp_keeps_no_training_molecules(tmp_path):
+    """Nor does the head beside it, for pictures without SMILES."""
+    table = Desk(tmp_path).write("t.csv", first_lines("esol.csv", 41))
+    words = ["--data", table, "--init", "scratch:nano", "--head", "mlp"]
+    run = finetuned(tmp_path, *words, "--features", "picture+ecfp", with_baselines=False)
+    model = torch.load(run / "model.pt", weights_only=True)
+    assert [head["kind"] for head in model["heads"]] == ["mlp", "mlp"]
+    invoke(export.main, run, "-o", tmp_path / "m.onnx", "--no-fingerprints")
+
+
 def test_an_interrupted_run_goes_on(bits):
     names = ("predictions.csv", "metrics.json", "choice.csv", "scores.csv", "report.png")
     before = {name: (bits / "run" / name).read_bytes() for name in names}
@@ -203,7 +238,24 @@ def test_what_is_compared():
     many = few | {("mlp", BOTH), ("mlp", ("ecfp",))}
     assert names("auto", "auto", MLP_FROM, False) == many
     assert names("auto", "picture", 100, True) == {("forest", ("picture",))}
+    assert names("auto", "auto", 20_000, True) == {each for each in many if each[0] != "gp"}
     assert candidates("mlp", "picture+ecfp", 100, False) == [Candidate("mlp", BOTH)]
+
+
+def test_embeddings_that_are_no_numbers(tmp_path, monkeypatch):
+    """Of one row: it is named, before any head is fitted."""
+    plain = heads.FrozenEncoder.embeddings
+
+    def broken(self, encoder, seed):
+        found = plain(self, encoder, seed)
+        found[7, 3] = float("nan")
+        return found
+
+    monkeypatch.setattr(heads.FrozenEncoder, "embeddings", broken)
+    table = Desk(tmp_path).write("t.csv", first_lines("esol.csv", 21))
+    words = ["--data", table, "--init", "scratch:nano", "--freeze", "-o", tmp_path / "run"]
+    line = mistake(finetune.main, *words)
+    assert "row 7 (line 9): the encoder's embedding is not a number" in line
 
 
 def test_options_that_contradict(tmp_path):

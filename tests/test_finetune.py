@@ -21,7 +21,7 @@ def column(path, name):
 def test_same_seed_same_numbers_and_two_seeds(toy):
     assert "row 4 (line 6) is left out: not a valid SMILES" in toy.said
     assert "an epoch of both takes" in toy.said and "--freeze" in toy.said
-    toy.run("python finetune.py --data toy.csv --epochs 2 -o again", OMP_NUM_THREADS="1")
+    toy.run("python finetune.py --data toy.csv --head mlp --epochs 2 -o again", OMP_NUM_THREADS="1")
     for name in ("predictions.csv", "splits.csv", "scores.csv"):
         before = toy / "runs" / "toy" / "seed-1" / name
         assert (toy / "again" / "seed-1" / name).read_bytes() == before.read_bytes()
@@ -32,7 +32,7 @@ def test_same_seed_same_numbers_and_two_seeds(toy):
 
 def test_two_processes_learn_what_one_does(toy):
     """In fp32, since bf16 rounds each slice on its own; with augmentation and odd batches."""
-    words = "finetune.py --data toy.csv --epochs 2 --batch 7 --precision fp32"
+    words = "finetune.py --data toy.csv --head mlp --epochs 2 --batch 7 --precision fp32"
     toy.run(f"torchrun --nproc_per_node=2 {words} -o two", OMP_NUM_THREADS="1")
     said = toy.run(f"python {words} -o one", OMP_NUM_THREADS="1")
     assert "cpu in fp32 (as asked)" in said
@@ -70,7 +70,7 @@ def test_the_head_learns_first(toy, tmp_path, watched):
     """
     names, factors = watched
     words = ["--data", toy / "toy.csv", "--init", toy / "encoder.pt", "--lr-head", "1e-3"]
-    words += ["--batch", 16, "--precision", "fp32"]
+    words += ["--head", "mlp", "--batch", 16, "--precision", "fp32"]
     frozen = ["--freeze", "--epochs", HEAD_EPOCHS, "--patience", HEAD_PATIENCE]
     head, both, alone = (tmp_path / name for name in ("head", "both", "alone"))
     invoke(finetune.main, *words, *frozen, "-o", head)
@@ -99,7 +99,16 @@ def test_the_head_learns_first(toy, tmp_path, watched):
 def test_parts_can_be_left_out(toy, tmp_path, watched):
     """For benchmarks: no fingerprints, no head that learns first, rates that stay."""
     names, factors = watched
-    words = ["--data", toy / "toy.csv", "--init", toy / "encoder.pt", "--epochs", 1]
+    words = [
+        "--data",
+        toy / "toy.csv",
+        "--init",
+        toy / "encoder.pt",
+        "--head",
+        "mlp",
+        "--epochs",
+        1,
+    ]
     context = finetune.main.make_context("finetune.py", [*map(str, words), "-o", str(tmp_path)])
     parts = {"with_baselines": False, "head_first": False, "rates": lambda done: 0.5}
     finetune.run(context, **parts)
@@ -114,6 +123,7 @@ def test_out_of_memory_names_the_flag(toy, tmp_path, monkeypatch):
 
     monkeypatch.setattr(experiment, "train", full)
     words = ["--data", toy / "toy.csv", "--init", toy / "encoder.pt", "-o", tmp_path / "full"]
+    words += ["--head", "mlp"]
     assert "lower --batch" in mistake(finetune.main, *words)
 
 

@@ -28,7 +28,7 @@ UPPER = [
         "trainstate",
     ),
     *("labels", "splits", "table", "metrics", "training", "gp", "forest", "model", "deploy"),
-    *("heads", "choice", "results", "plots", "runs", "experiment", "gin"),
+    *("heads", "choice", "results", "plots", "runs", "stages", "experiment", "gin"),
     *("transformer", "queries", "aligned"),
     *("pairtable", "alignscores", "alignstate", "alignedfile"),
 ]

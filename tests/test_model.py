@@ -51,7 +51,8 @@ def test_a_frozen_encoder_stays_and_its_head_fits(toy, road):
 
 def test_raw_labels_r_groups_and_a_model_as_start(toy):
     words = "--raw-labels --r-groups --augment intense --init runs/toy/model.pt --force -o raw"
-    toy.run(f"python finetune.py --data toy.csv --epochs 1 {words}")
+    said = toy.run(f"python finetune.py --data toy.csv --epochs 1 {words}")
+    assert "--raw-labels is of the MLP: --head mlp" in said
     model, checkpoint = load_model(toy / "raw" / "model.pt")
     assert model.label_mean.item() == 0 and model.label_std.item() == 1
     assert checkpoint["config"]["r_groups"] is True

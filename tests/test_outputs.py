@@ -349,15 +349,44 @@ def test_the_page_is_one_file_and_escapes_everything(page):
     assert "less sure" not in text  # likeness doesn't tell: docs/results.md
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here")
-def test_the_page_sorts_and_filters_in_chromium(page):
-    """A script that clicks as a user would is added to the page; what it then shows is read."""
-    page.write_text(page.read_text().replace("</html>", CLICKS))
+def clicked(page, script):
+    """What a script that clicks as a user would, added to the page, has seen in Chromium."""
+    page.write_text(page.read_text().replace("</html>", script))
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
     words = [CHROMIUM, *flags, f"--user-data-dir={page.parent / 'browser'}", f"file://{page}"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
-    seen = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout)[1]
-    title, at_first, down, up, by_smiles, filtered, images, value = seen.split("|")
+    return re.search(r'<pre id="seen">(.*?)</pre>', done.stdout)[1].split("|")
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here")
+def test_the_page_shows_intervals_and_sorts_by_their_width(tmp_path):
+    lines = ["row,smiles,name,y (nM),y_low (nM),y_high (nM),nearest_training,note,error"]
+    lines += [
+        "0,CCO,,2,1.5,2.5,,,",
+        "1,CCN,,5,1,9,,,",
+        "2,C1CC,,,,,,,broken",
+        "3,CCC,,3,2.9,3.1,,,",
+    ]
+    (tmp_path / "a.csv").write_text("\n".join(lines) + "\n")
+    told = {"y (nM)": ""}, [("y_low (nM)", "y_high (nM)")], 0.9
+    outputs.write_report(tmp_path / "a.html", tmp_path / "a.csv", "y", told, None, 1)
+    heads, at_first, widest, narrowest, shown = clicked(
+        tmp_path / "a.html",
+        CLICKS.replace("log_solubility", "y interval (nM)")
+        .replace('"smiles"]', "]")
+        .replace("document.title", "head.textContent")
+        .replace("seen.push(rows(), document.images.length);", "")
+        .replace("td.target", "tr:last-child td:nth-child(5)")
+        .replace('box.value = "a&b"', 'box.value = "CCN"'),
+    )
+    assert "y interval (nM)90%, sorts by width" in heads and "high" not in heads
+    assert (at_first, widest, narrowest, shown) == ("0,1,2,3", "1,0,3,2", "3,0,1,2", "1 to 9")
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here")
+def test_the_page_sorts_and_filters_in_chromium(page):
+    seen = clicked(page, CLICKS)
+    title, at_first, down, up, by_smiles, filtered, images, value = seen
     lines = rows_of(page.with_suffix(".csv"))
     assert value == lines[3]["log_solubility"]
     order = sorted((0, 1, 3), key=lambda row: float(lines[row]["log_solubility"]))

@@ -76,7 +76,7 @@ def test_the_rows_of_the_aggregate(toy):
 
 
 def test_an_interrupted_run_goes_on(toy):
-    out, words = toy / "runs" / "toy", "python finetune.py --data toy.csv --seeds 1,2"
+    out, words = toy / "runs" / "toy", "python finetune.py --data toy.csv --head mlp --seeds 1,2"
     names = ("predictions.csv", "metrics.json", "splits.csv", "scores.csv", "report.png")
     before = {name: (out / name).read_bytes() for name in names}
     (out / "metrics.json").unlink()

@@ -67,7 +67,17 @@ def test_pictures_stay_packed_and_are_learned_as_drawn(toy):
 def test_a_seed_goes_on_after_its_last_epoch(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "SAVE_EVERY", -1)
     words = ["--data", toy / "toy.csv", "--init", toy / "encoder.pt", "--epochs", 3]
-    words += ["--batch", 32, "--precision", "fp32", "--lr-encoder", 0.01, "-o"]  # epoch 0 is best
+    words += [
+        "--head",
+        "mlp",
+        "--batch",
+        32,
+        "--precision",
+        "fp32",
+        "--lr-encoder",
+        0.01,
+        "-o",
+    ]  # epoch 0 is best
     cut, whole, taken = tmp_path / "cut", tmp_path / "whole", []
 
     def power_cut(source, *rest):
