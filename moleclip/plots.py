@@ -77,8 +77,7 @@ def plot_report(path, data, results, table, pictures, note=""):
     import matplotlib.pyplot as plt
 
     panels, columns = data.targets[:SHOWN], 4
-    # A single target stands in the top row.
-    lines = 0 if len(panels) == 1 else -(-len(panels) // columns)
+    lines = -(-len(panels) // columns) * (len(panels) > 1)  # one target stands in the top row
     heights = [3.6, 3.4 * lines, 2.6] if lines else [3.6, 2.6]
     figure = plt.figure(figsize=(16, sum(heights)), layout="constrained")
     top, *middle, bottom = figure.subfigures(len(heights), 1, height_ratios=heights)
