@@ -1,13 +1,10 @@
-"""SMILES and texts as lists of token numbers, 0 for what only fills up."""
+"""SMILES as lists of token numbers, 0 for what only fills up."""
 
 import re
-from pathlib import Path
 
-import click
 import numpy as np
 from rdkit import Chem
 
-from moleclip.files import library, one_line
 from moleclip.molecules import MAX_ATOMS, parse
 
 PAD, MASK, OTHER, BEGIN = 0, 1, 2, 3  # numbers that are no part of a SMILES
@@ -28,7 +25,7 @@ INSIDE = (  # of brackets: they are read sign by sign
 VOCABULARY = {token: i for i, token in enumerate((*SIMPLE, *INSIDE), BEGIN + 1)}
 SIZE = 160  # of the vocabulary, with room
 IN_BRACKET = re.compile(r"@@?|\+\+|--|[A-Z][a-z]?|[a-z]{1,2}|\d|[+*:-]")
-LONGEST = {"smiles": 200, "text": 256}  # tokens; what is longer is cut
+LONGEST = 200  # tokens; what is longer is cut
 
 
 def smiles_tokens(smiles):
@@ -37,7 +34,7 @@ def smiles_tokens(smiles):
     for token in PATTERN.findall(smiles):
         inner = token[0] == "[" and token not in VOCABULARY
         words += ["[", *IN_BRACKET.findall(token[1:-1]), "]"] if inner else [token]
-    return [BEGIN, *(VOCABULARY.get(word, OTHER) for word in words)][: LONGEST["smiles"]]
+    return [BEGIN, *(VOCABULARY.get(word, OTHER) for word in words)][:LONGEST]
 
 
 def smiles_views(row, smiles, views=1, seed=0, max_atoms=MAX_ATOMS):
@@ -61,23 +58,3 @@ def padded_tokens(lists):
     for row, tokens in zip(rows, lists):
         row[: len(tokens)] = tokens
     return rows
-
-
-class TextTokens:
-    """The tokeniser of a folder in Hugging Face's layout, or of its text. Raises ClickException."""
-
-    def __init__(self, folder=None, text=None):
-        tokenizers = library("tokenizers", folder or "texts")
-        try:
-            self.text = text or (Path(folder) / "tokenizer.json").read_text()
-            self.reader = tokenizers.Tokenizer.from_str(self.text)
-        except Exception as error:  # of tokenizers: it has no kinds of its own
-            raise click.ClickException(
-                f"{folder}: its tokenizer.json can't be read ({one_line(error)})"
-            ) from None
-        self.reader.no_padding()
-        self.reader.enable_truncation(LONGEST["text"])
-
-    def __call__(self, text):
-        """Return the token numbers of a text, a list, at most LONGEST."""
-        return self.reader.encode(text).ids

@@ -1,17 +1,12 @@
-"""Transformers over tokens: BERT as Hugging Face's files have it, and a small one over SMILES."""
+"""A transformer over tokens: a small one over SMILES, that is taught their language first."""
 
-import json
 import math
-from pathlib import Path
 
-import click
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moleclip.files import one_line
-from moleclip.tensors import read_safetensors
 from moleclip.tokens import MASK, PAD, SIZE, padded_tokens
 
 SMILES_ARCH = {
@@ -22,15 +17,13 @@ SMILES_ARCH = {
     "hidden": 1024,
     "positions": 200,
     "eps": 1e-5,
-    "kinds": 1,
 }
 HIDDEN, RATE, BATCH, WARM = 0.15, 5e-4, 64, 0.05  # of masked language modelling
 DROPOUT = 0.1
-NUMBERS = ("embeddings.position_ids", "bert.embeddings.position_ids")  # 0, 1, 2, ...
 
 
 class Layer(nn.Module):
-    """One layer of BERT: attention, then two linear layers, each with LayerNorm behind its sum."""
+    """Attention, then two linear layers, each after a LayerNorm of its own."""
 
     def __init__(self, arch):
         super().__init__()
@@ -42,16 +35,16 @@ class Layer(nn.Module):
 
     def forward(self, x, there):
         """Return (n, tokens, width) of the same; there: bool (n, 1, 1, tokens)."""
-        parts = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        parts = self.qkv(self.norm1(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         looked = F.scaled_dot_product_attention(*parts, attn_mask=there)
-        x = self.norm1(x + self.dropout(self.mixed(looked.transpose(1, 2).flatten(2))))
-        return self.norm2(x + self.dropout(self.down(F.gelu(self.up(x)))))
+        x = x + self.dropout(self.mixed(looked.transpose(1, 2).flatten(2)))
+        return x + self.dropout(self.down(F.gelu(self.up(self.norm2(x)))))
 
 
 class TokenEncoder(nn.Module):
     """Token numbers to the mean of what the last layer makes of them.
 
-    arch: {"vocabulary", "width", "layers", "heads", "hidden", "positions", "eps", "kinds"}.
+    arch: {"vocabulary", "width", "layers", "heads", "hidden", "positions", "eps"}.
     """
 
     def __init__(self, arch):
@@ -59,72 +52,24 @@ class TokenEncoder(nn.Module):
         self.arch, width = arch, arch["width"]
         self.words = nn.Embedding(arch["vocabulary"], width)
         self.places = nn.Embedding(arch["positions"], width)
-        self.kinds = nn.Embedding(arch["kinds"], width)  # BERT's two sentences; all are the first
         self.norm, self.dropout = nn.LayerNorm(width, arch["eps"]), nn.Dropout(DROPOUT)
         self.layers = nn.ModuleList(Layer(arch) for _ in range(arch["layers"]))
+        for table in (self.words, self.places):
+            nn.init.normal_(table.weight, 0, 0.02)
 
     def each(self, tokens):
         """Return (n, tokens, width) of token numbers, int64 (n, tokens)."""
         there = (tokens != PAD)[:, None, None]
         places = self.places.weight[: tokens.shape[1]]
-        x = self.dropout(self.norm(self.words(tokens) + places + self.kinds.weight[0]))
+        x = self.dropout(self.words(tokens) + places)
         for layer in self.layers:
             x = layer(x, there)
-        return x
+        return self.norm(x)
 
     def forward(self, tokens):
         """Return float32 (n, width) of token numbers, int64 (n, tokens), filled up with PAD."""
         there = (tokens != PAD)[:, :, None].float()
         return (self.each(tokens) * there).sum(1) / there.sum(1).clamp(min=1)
-
-
-def load_bert(folder):
-    """Return the TokenEncoder of a BERT in Hugging Face's layout. Raises click.ClickException."""
-    try:
-        config = json.loads((Path(folder) / "config.json").read_text())
-        encoder = TokenEncoder(
-            {
-                "vocabulary": config["vocab_size"],
-                "width": config["hidden_size"],
-                "layers": config["num_hidden_layers"],
-                "heads": config["num_attention_heads"],
-                "hidden": config["intermediate_size"],
-                "positions": config["max_position_embeddings"],
-                "eps": config["layer_norm_eps"],
-                "kinds": config["type_vocab_size"],
-            }
-        )
-        source = read_safetensors(Path(folder) / "model.safetensors", NUMBERS)
-        source = {name.removeprefix("bert."): value for name, value in source.items()}
-        encoder.load_state_dict(bert_weights(source, len(encoder.layers)))
-    except (OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
-        raise click.ClickException(
-            f"{folder}: no BERT in Hugging Face's layout: config.json, model.safetensors, "
-            f"tokenizer.json ({one_line(error)})"
-        ) from None
-    return encoder.eval()
-
-
-def bert_weights(source, layers):
-    """Return a BERT's weights by TokenEncoder's names."""
-    at, found = "embeddings.", {}
-    for ours, theirs in (("words", "word"), ("places", "position"), ("kinds", "token_type")):
-        found[f"{ours}.weight"] = source[f"{at}{theirs}_embeddings.weight"]
-    for kind in ("weight", "bias"):
-        found[f"norm.{kind}"] = source[f"{at}LayerNorm.{kind}"]
-        for i in range(layers):
-            of, to = f"encoder.layer.{i}.", f"layers.{i}."
-            parts = [source[f"{of}attention.self.{n}.{kind}"] for n in ("query", "key", "value")]
-            found[f"{to}qkv.{kind}"] = torch.cat(parts)
-            for ours, theirs in (
-                ("mixed", "attention.output.dense"),
-                ("norm1", "attention.output.LayerNorm"),
-                ("up", "intermediate.dense"),
-                ("down", "output.dense"),
-                ("norm2", "output.LayerNorm"),
-            ):
-                found[f"{to}{ours}.{kind}"] = source[f"{of}{theirs}.{kind}"]
-    return found
 
 
 def learn_language(encoder, views, seed, epochs, say):
