@@ -45,10 +45,9 @@ def smiles_views(row, smiles, views=1, seed=0, max_atoms=MAX_ATOMS):
     molecule = parse(smiles, max_atoms)
     texts = [Chem.MolToSmiles(molecule)]
     for view in range(1, views):
-        first = int(np.random.default_rng((seed, row, view)).integers(molecule.GetNumAtoms()))
-        order = np.random.default_rng((seed, row, view, 1)).permutation(molecule.GetNumAtoms())
+        order = np.random.default_rng((seed, row, view)).permutation(molecule.GetNumAtoms())
         shuffled = Chem.RenumberAtoms(molecule, order.tolist())
-        texts.append(Chem.MolToSmiles(shuffled, canonical=False, rootedAtAtom=first))
+        texts.append(Chem.MolToSmiles(shuffled, canonical=False))
     return [np.array(smiles_tokens(text), np.uint8) for text in texts]
 
 

@@ -20,6 +20,7 @@ SMILES_ARCH = {
 }
 HIDDEN, RATE, BATCH, WARM = 0.15, 5e-4, 64, 0.05  # of masked language modelling
 DROPOUT = 0.1
+NEAR = 7  # tokens that are seen together at once
 
 
 class Layer(nn.Module):
@@ -52,6 +53,8 @@ class TokenEncoder(nn.Module):
         self.arch, width = arch, arch["width"]
         self.words = nn.Embedding(arch["vocabulary"], width)
         self.places = nn.Embedding(arch["positions"], width)
+        # Its neighbours say most of what a token is: attention takes long to find them.
+        self.near = nn.Conv1d(width, width, NEAR, padding=NEAR // 2)
         self.norm, self.dropout = nn.LayerNorm(width, arch["eps"]), nn.Dropout(DROPOUT)
         self.layers = nn.ModuleList(Layer(arch) for _ in range(arch["layers"]))
         for table in (self.words, self.places):
@@ -59,9 +62,11 @@ class TokenEncoder(nn.Module):
 
     def each(self, tokens):
         """Return (n, tokens, width) of token numbers, int64 (n, tokens)."""
-        there = (tokens != PAD)[:, None, None]
+        known = tokens != PAD
+        there = known[:, None, None]
         places = self.places.weight[: tokens.shape[1]]
-        x = self.dropout(self.words(tokens) + places)
+        x = (self.words(tokens) + places) * known[:, :, None]
+        x = self.dropout(x + F.gelu(self.near(x.transpose(1, 2))).transpose(1, 2))
         for layer in self.layers:
             x = layer(x, there)
         return self.norm(x)
