@@ -140,7 +140,7 @@ def test_even_the_best_is_unlike(look):
         ("20,6 22,7", "'20,6' has a decimal comma; write 20.6"),
         ("0.9 1.2 3.6 7.2", "is this a 1H spectrum?"),
         ("43:999", "a shift has no height"),
-        ("20.6 nan", "no finite number"),
+        ("20.6 nan", "'nan' is no number"),
         ("20.6 \0 5", "is no number"),
         ("1e999", "no finite number"),
     ],
@@ -165,7 +165,7 @@ def test_fuzzed_peaks_give_no_traceback(look):
             assert np.isfinite(query.embedding).all()
         except search.click.ClickException as error:
             assert error.message.startswith("--peaks: ") and "\n" not in error.message
-    assert done > 20
+    assert done > 10
     outcome = run.invoke(search.main, ["library.smi", "--peaks", "20 \ud800"])
     assert outcome.exit_code == 1 and "Traceback" not in outcome.output
 
