@@ -27,14 +27,16 @@ from moleclip.gin import LAYERS, OUT, WIDTH
 from moleclip.molecules import find_input, input_facts
 from moleclip.pairtable import (
     as_pairs,
+    folder_facts,
     read_graphs,
     split_pairs,
     with_drawings,
+    with_measured,
     with_predicted,
     with_spectra,
     with_spellings,
 )
-from moleclip.spectra import MODALITIES, NMR
+from moleclip.spectra import MODALITIES, NMR, SPECTRA
 
 COUNT, POSITIVE = click.IntRange(1), options.Positive()
 KINDS = click.Choice(MODALITIES)
@@ -69,7 +71,7 @@ ABOUT_GRAPH = "Start from this aligned.pt, all that fits."
 @options.device()
 @options.resume("Go on from the checkpoint under -o, if there is one.")
 def main(device, **settings):
-    """Align the graphs of molecules with what PAIRS, a table, has of them."""
+    """Align the graphs of molecules with what PAIRS, a table or folder of spectra, has of them."""
     with report_once():
         device = pick_device(device)
         world = Distributed.start(device)
@@ -83,8 +85,9 @@ def prepare(world, device, pairs, workers, resume, **settings):
 
     Return (AlignState, Pairs, {part: places}), alike on all processes.
     """
-    settings = refuse_misfits(settings)
-    path = world.together(lambda: find_input(pairs))
+    settings = refuse_misfits(pairs, settings)
+    folder = Path(pairs).is_dir()
+    path = pairs if folder else world.together(lambda: find_input(pairs))
     out = settings["out"]
     world.together(lambda: check_out(out, resume, world))
     found, reasons = world.together(lambda: load_pairs(path, device, workers, settings))
@@ -96,7 +99,8 @@ def prepare(world, device, pairs, workers, resume, **settings):
             f"{path}: {len(parts['train'])} pairs to learn from are less than "
             f"--batch {settings['batch']}; lower it"
         )
-    facts = world.together(lambda: input_facts(path, settings["smiles_column"]))
+    column = settings["smiles_column"]
+    facts = world.together(lambda: folder_facts(path) if folder else input_facts(path, column))
     config = settings | {"input": facts["input"], "input_sha256": facts["sha256"]}
     arch = {
         "modality": settings["modality"],
@@ -114,6 +118,9 @@ def load_pairs(path, device, workers, settings):
     """Return (Pairs, {row: why it is left out}). Raises click.ClickException."""
     kind, column, skip = settings["modality"], settings["smiles_column"], ()
     how = {"max_atoms": settings["max_atoms"], "workers": workers}
+    if Path(path).is_dir():
+        found, reasons = with_measured(path, kind, **how)
+        return as_pairs(found), reasons
     if settings["leave_out"]:
         common = overlap(path, column, [find_input(settings["leave_out"])], workers)
         skip = set(np.flatnonzero(common).tolist())
@@ -130,13 +137,20 @@ def load_pairs(path, device, workers, settings):
     return as_pairs(found), dict(sorted((reasons | others).items()))
 
 
-def refuse_misfits(settings):
+def refuse_misfits(pairs, settings):
     """Return the settings. Raises click.ClickException for options that don't go together."""
     nmr = settings["modality"] in NMR
     if "shifts" in settings["loss"] and not nmr:
         raise click.ClickException("--loss shifts: only NMR spectra have any; leave it out")
     if settings["shifts_from"] and not nmr:
         raise click.ClickException("--shifts-from: only NMR spectra have shifts; leave it out")
+    if Path(pairs).is_dir() and (
+        settings["modality"] not in SPECTRA or settings["leave_out"] or settings["shifts_from"]
+    ):
+        raise click.ClickException(
+            f"{pairs}: is a folder; files of spectra are read from one, without --leave-out and "
+            "--shifts-from"
+        )
     if settings["unfreeze"] and settings["modality"] == "picture":
         raise click.ClickException(
             "--unfreeze: the encoder of pictures stays; pretrain.py trains it"

@@ -1,6 +1,8 @@
 """Molecules and what belongs to each: the pairs that align.py learns from, and their parts."""
 
+import hashlib
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import click
@@ -10,8 +12,9 @@ from tqdm import tqdm
 
 from moleclip.drawing import draw_views
 from moleclip.graphs import graph_of
-from moleclip.molecules import MAX_ATOMS, Rejected, canonical, flat_smiles, read_molecules
+from moleclip.molecules import MAX_ATOMS, Molecule, Rejected, canonical, flat_smiles, read_molecules
 from moleclip.spectra import NMR, PROTON, Spectrum, read_peaks, to_vector
+from moleclip.spectrumfiles import read_measured, spectrum_files
 from moleclip.tokens import smiles_views
 from moleclip.workers import parallel
 
@@ -56,6 +59,11 @@ def read_graphs(path, smiles_column=None, max_atoms=MAX_ATOMS, workers=None, ski
     skip: rows that aren't wanted.
     """
     molecules = [m for m in read_molecules(path, smiles_column) if m.row not in skip]
+    return graphs_of(path, molecules, max_atoms, workers)
+
+
+def graphs_of(path, molecules, max_atoms=MAX_ATOMS, workers=None):
+    """Return ([(Molecule, Graph)], {row: why it is left out}) of a list of Molecule of a path."""
     results = parallel(graph_of, molecules, workers, max_atoms=max_atoms)
     bar = tqdm(results, total=len(molecules), unit=" molecules", desc="graphs", disable=None)
     return sorted_out(path, bar)
@@ -97,11 +105,46 @@ def with_spectra(path, members, modality, column=None):
 
 def spectrum_of(molecule, graph, modality, column):
     """Return the Spectrum of a table's cell, its precursor [M+H]+ or M+., or the Rejected."""
-    precursor = graph.mass + (PROTON if modality == "msms" else 0)
     try:
-        return read_peaks(molecule.fields[column], modality, precursor)
+        return read_peaks(molecule.fields[column], modality, precursor_of(graph, modality))
     except Rejected as reason:
         return reason
+
+
+def with_measured(path, modality, max_atoms=MAX_ATOMS, workers=None):
+    """Return ([((molecule, graph), Spectrum)], {row: why}) of a folder's files of spectra.
+
+    The spectra of all files are counted as rows, in the order of the files' names; each has to name
+    its molecule by a SMILES. A precursor that a record lacks follows from the molecule.
+    """
+    spectra, molecules = [], []
+    for file in spectrum_files(path):
+        for name, found, smiles in read_measured(file, modality):
+            problem = "" if smiles else f"{file}: {name} has no SMILES"
+            problem = f"{file}: {name}: {found}" if isinstance(found, Rejected) else problem
+            molecules.append(Molecule(len(spectra), 0, smiles, name, problem=problem))
+            spectra.append(found)
+    members, reasons = graphs_of(path, molecules, max_atoms, workers)
+    good = []
+    for molecule, graph in members:
+        spectrum = spectra[molecule.row]
+        if math.isnan(spectrum.precursor):
+            spectrum = spectrum._replace(precursor=precursor_of(graph, modality))
+        good.append(((molecule, graph), spectrum))
+    return good, reasons
+
+
+def folder_facts(path):
+    """Return {"input": a folder's name, "sha256": of its files of spectra, names and bytes}."""
+    digest = hashlib.sha256()
+    for file in spectrum_files(path):
+        digest.update(f"{file.relative_to(path)}\0".encode() + file.read_bytes())
+    return {"input": Path(path).name, "sha256": digest.hexdigest()}
+
+
+def precursor_of(graph, modality):
+    """Return the m/z of a molecule's ion: [M+H]+ in MS/MS, else M+., in u."""
+    return graph.mass + (PROTON if modality == "msms" else 0)
 
 
 def with_drawings(path, members, max_atoms=MAX_ATOMS, workers=None):

@@ -18,7 +18,14 @@ from moleclip.device import Leaving, Notice
 from moleclip.drawing import draw, layout
 from moleclip.graphs import graph_of, join
 from moleclip.molecules import parse
-from moleclip.pairtable import as_pairs, read_graphs, split_pairs, with_spectra
+from moleclip.pairtable import (
+    as_pairs,
+    folder_facts,
+    read_graphs,
+    split_pairs,
+    with_measured,
+    with_spectra,
+)
 from moleclip.pixels import to_rgb
 from moleclip.spectra import read_peaks
 from moleclip.tokens import smiles_tokens
@@ -87,6 +94,32 @@ def test_shifts_need_no_assignment():
 def test_a_rank_is_the_worst_of_equals():
     scores = torch.tensor([[1.0, 2.0, 2.0], [3.0, 1.0, 0.0]])
     assert ranks_of(scores, torch.tensor([1, 0])).tolist() == [2, 1]
+
+
+def test_a_folder_of_spectra_is_read_as_a_table_is(tmp_path):
+    table, folder = tmp_path / "m.csv", tmp_path / "spectra"
+    table.write_text("smiles,peaks\nCCO,29.0:5 45.03:100\nCCN,30.03:7 44.05:20\nC1CC,30:1\n")
+    folder.mkdir()
+    record = "BEGIN IONS\nTITLE={}\nSMILES={}\n{}\nEND IONS\n"
+    (folder / "a.mgf").write_text(
+        record.format("one", "CCO", "29.0 5\n45.03 100") + record.format("two", "CCO", "x y")
+    )
+    (folder / "b.mgf").write_text(
+        record.format("three", "CCN", "30.03 7\n44.05 20") + record.format("four", "", "30 1")
+    )
+    members, _ = read_graphs(str(table), workers=1)
+    wanted, reasons = with_spectra(str(table), members, "msms")
+    found, left = with_measured(folder, "msms", workers=1)
+    assert [pair[0][0].row for pair in found] == [0, 2] and sorted(left) == [1, 3]
+    assert "a.mgf: two" in left[1] and "b.mgf: four has no SMILES" in left[3]
+    for one, other in zip(found, wanted):
+        assert np.array_equal(one[1].places, other[1].places)
+        assert one[1].precursor == pytest.approx(other[1].precursor)
+    before = folder_facts(folder)
+    (folder / "b.mgf").write_text("")
+    assert folder_facts(folder)["sha256"] != before["sha256"]
+    says = mistake(align.main, folder, "--modality", "picture", "-o", tmp_path / "x.pt")
+    assert "is a folder; files of spectra are read from one" in says
 
 
 def test_rows_of_a_molecule_stay_together(tmp_path):
