@@ -8,7 +8,6 @@ A shallow graph encoder learns what a frozen encoder of another modality knows: 
 (Wang et al., JCIM 2025, 10.1021/acs.jcim.5c00430). Test molecules are 20%, and are never chosen by.
 """
 
-import math
 import time
 from pathlib import Path
 
@@ -19,10 +18,9 @@ import torch
 from moleclip import options
 from moleclip.aligned import CONTRASTS
 from moleclip.alignscores import calibrate, evaluate, predict_shifts
-from moleclip.alignstate import WARM, AlignState, learn
+from moleclip.alignstate import AlignState, learn
 from moleclip.device import Distributed, Leaving, Notice, pick_device, report_once
 from moleclip.features import overlap
-from moleclip.files import check_output
 from moleclip.gin import LAYERS, OUT, WIDTH
 from moleclip.molecules import find_input, input_facts
 from moleclip.pairtable import (
@@ -37,6 +35,8 @@ from moleclip.pairtable import (
     with_spellings,
 )
 from moleclip.spectra import MODALITIES, NMR, SPECTRA
+from moleclip.training import warmup_cosine
+from moleclip.trainstate import check_new
 
 COUNT, POSITIVE = click.IntRange(1), options.Positive()
 KINDS = click.Choice(MODALITIES)
@@ -85,16 +85,18 @@ def prepare(world, device, pairs, workers, resume, **settings):
 
     Return (AlignState, Pairs, {part: places}), alike on all processes.
     """
-    settings = refuse_misfits(pairs, settings)
+    refuse_misfits(pairs, settings)
     folder = Path(pairs).is_dir()
     path = pairs if folder else world.together(lambda: find_input(pairs))
     out = settings["out"]
-    world.together(lambda: check_out(out, resume, world))
+    world.together(lambda: check_new(world, out, resume))
     found, reasons = world.together(lambda: load_pairs(path, device, workers, settings))
     parts = split_pairs(found, settings["split"], settings["seed"])
     counts = ", ".join(f"{len(places)} {part}" for part, places in parts.items())
     world.print0(f"{path}: {len(found)} pairs ({counts})" + left_out(reasons))
-    if len(parts["train"]) < settings["batch"] or not len(parts["val"]):
+    if not len(parts["val"]):
+        raise click.ClickException(f"{path}: too few molecules for a validation part")
+    if len(parts["train"]) < settings["batch"]:
         raise click.ClickException(
             f"{path}: {len(parts['train'])} pairs to learn from are less than "
             f"--batch {settings['batch']}; lower it"
@@ -108,7 +110,8 @@ def prepare(world, device, pairs, workers, resume, **settings):
         "graph": {"width": settings["width"], "layers": settings["layers"], "out": OUT},
         "shifts": "shifts" in settings["loss"],
     }
-    state = AlignState.start(out, config, arch, world, device, found, parts["train"])
+    resume = resume and any(world.gather_objects(Path(out).exists()))
+    state = AlignState.start(out, config, arch, world, device, found, parts["train"], resume)
     if resume:
         state.resume()
     return state, found, parts
@@ -131,14 +134,14 @@ def load_pairs(path, device, workers, settings):
         found, others = with_spellings(path, members, **how)
     elif settings["shifts_from"]:
         predicted = predict_shifts(settings["shifts_from"], members, kind, device)
-        found, others = with_predicted(members, predicted, kind)
+        found, others = with_predicted(path, members, predicted, kind)
     else:
         found, others = with_spectra(path, members, kind, settings["column"])
     return as_pairs(found), dict(sorted((reasons | others).items()))
 
 
 def refuse_misfits(pairs, settings):
-    """Return the settings. Raises click.ClickException for options that don't go together."""
+    """Raise click.ClickException for options that don't go together."""
     nmr = settings["modality"] in NMR
     if "shifts" in settings["loss"] and not nmr:
         raise click.ClickException("--loss shifts: only NMR spectra have any; leave it out")
@@ -155,19 +158,6 @@ def refuse_misfits(pairs, settings):
         raise click.ClickException(
             "--unfreeze: the encoder of pictures stays; pretrain.py trains it"
         )
-    return settings
-
-
-def check_out(out, resume, world):
-    """Raise click.ClickException for an -o that can't be."""
-    if Path(out).suffix != ".pt":
-        raise click.ClickException(f"-o {out}: give a name that ends in .pt")
-    if world.rank == 0:
-        if Path(out).exists() and not resume:
-            raise click.ClickException(
-                f"{out}: exists already; go on with --resume, or give another name with -o"
-            )
-        check_output(out)
 
 
 def left_out(reasons):
@@ -216,7 +206,7 @@ def run_epoch(state, pairs, members, epoch, steps, notice):
         with world.agree():
             notice.check()
         places = order[step * config["batch"] : (step + 1) * config["batch"]]
-        rate = config["lr"] * share_of_rate(epoch * steps + step, last)
+        rate = config["lr"] * warmup_cosine((epoch * steps + step) / last)
         for name, value in learn(state, pairs, places, random, rate).items():
             sums[name] = sums.get(name, 0.0) + value / steps
     state.share_statistics()
@@ -226,12 +216,6 @@ def run_epoch(state, pairs, members, epoch, steps, notice):
 def hash_of(*numbers):
     """Return one seed of several numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
-def share_of_rate(step, last):
-    """Return which part of the largest rate a step has: a rise, then a cosine to 0."""
-    part = step / last
-    return part / WARM if part < WARM else (1 + math.cos(math.pi * (part - WARM) / (1 - WARM))) / 2
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ MoleCLIP's (Harnik et al., Chem. Sci. 2025, 16, 10833).
 
 import math
 import time
-from pathlib import Path
 
 import click
 import numpy as np
@@ -28,7 +27,6 @@ from moleclip.device import (
     pick_precision,
     report_once,
 )
-from moleclip.files import check_output
 from moleclip.losses import atom_parts, loss_parts, weighted_loss
 from moleclip.pairs import (
     CLUSTER_RUN,
@@ -40,7 +38,7 @@ from moleclip.pairs import (
     split_held_out,
 )
 from moleclip.plots import plot_curves
-from moleclip.trainstate import OWN, PACE, TrainState
+from moleclip.trainstate import OWN, PACE, TrainState, check_new
 from moleclip.weights import init_digest, load_encoder
 
 COUNT, POSITIVE = click.IntRange(1), options.Positive()
@@ -206,16 +204,7 @@ def check_options(world, out, batch, resume):
             f"--batch {batch} can't be divided into runs of {CLUSTER_RUN} cluster mates and "
             f"{world.size} processes; take a multiple of {math.lcm(CLUSTER_RUN, world.size)}"
         )
-    if Path(out).suffix != ".pt":
-        raise click.ClickException(
-            f"-o {out}: give a name that ends in .pt; the log and curves are named after it"
-        )
-    if world.rank == 0:
-        if Path(out).exists() and not resume:
-            raise click.ClickException(
-                f"{out}: exists already; go on with --resume, or give another name with -o"
-            )
-        check_output(out)
+    check_new(world, out, resume)
 
 
 def describe_run(settings, pictures, encoder):

@@ -16,16 +16,20 @@ import numpy as np
 import torch
 from record import RESULTS, read_csv, record
 
+from align import load_pairs
 from moleclip.aligned import load_aligned
 from moleclip.alignscores import embed
 from moleclip.alignstate import embed_pictures
+from moleclip.device import ALONE
 from moleclip.features import overlap
-from moleclip.pairtable import as_pairs, read_graphs, vectors_of, with_drawings, with_spectra
+from moleclip.pairtable import read_graphs, vectors_of
 from moleclip.spectra import peak_distance
+from moleclip.tokens import padded_tokens
+from moleclip.weights import load_encoder
+from search import RANKED_AGAIN
 
 TOPS = (1, 5, 10, 20, 100)
 NEAR = 5.0  # u
-RERANKED = 2000
 BATCH = 128
 MOST_ISOMERS = 20
 
@@ -41,23 +45,16 @@ class Gallery:
         self.own = len(pairs)
 
 
-def load_pairs(checkpoint, path):
-    """Return the Pairs of the table that a checkpoint was trained on."""
-    config = checkpoint["config"]
-    members, _ = read_graphs(path, config["smiles_column"], config["max_atoms"])
-    kind = config["modality"]
-    if kind == "picture":
-        return as_pairs(with_drawings(path, members, config["max_atoms"])[0])
-    return as_pairs(with_spectra(path, members, kind, config["column"])[0])
-
-
 @torch.no_grad()
 def asked(model, pairs, test, init):
     """Return the places of the test pairs' queries, (n, d)."""
-    given = [pairs.given[i] for i in test]
-    if model.arch["modality"] == "picture":
-        return model.placed_query(embed_pictures(given, init, "cpu")[0])
-    return model.queries(torch.from_numpy(vectors_of(given, model.arch["modality"])))
+    given, kind = [pairs.given[i] for i in test], model.arch["modality"]
+    if kind == "picture":
+        encoder = load_encoder(init).eval()
+        return model.placed_query(embed_pictures(given, encoder, torch.device("cpu"), ALONE))
+    if kind == "smiles":
+        return model.queries(torch.from_numpy(padded_tokens([views[0] for views in given])))
+    return model.queries(torch.from_numpy(vectors_of(given, kind)))
 
 
 def final_scores(products, candidates, gallery, spectrum, weight, kind):
@@ -65,7 +62,7 @@ def final_scores(products, candidates, gallery, spectrum, weight, kind):
     scores = products.copy()
     if not weight:
         return scores
-    best = np.argsort(-products)[:RERANKED]
+    best = np.argsort(-products)[:RANKED_AGAIN]
     away = [peak_distance(gallery.shifts[candidates[i]], spectrum.places, kind) for i in best]
     low = scores.min() - 1e3
     final = np.full(len(scores), low) + 1e-6 * scores
@@ -144,7 +141,7 @@ def among_isomers(pairs, test, gallery, products, weight, kind, seed=0):
 def main(aligned, table, gallery, sizes, most):
     """Rank the test molecules of ALIGNED, an aligned.pt that was trained on TABLE."""
     model, checkpoint = load_aligned(aligned)
-    pairs = load_pairs(checkpoint, table)
+    pairs, _ = load_pairs(table, "cpu", None, checkpoint["config"])
     places = {row: i for i, row in enumerate(pairs.rows.tolist())}
     test = np.array([places[row] for row in checkpoint["parts"]["test"]])[:most]
     others = []

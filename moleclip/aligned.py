@@ -15,7 +15,7 @@ from moleclip.weights import load_checkpoint
 
 DIM = 256  # of the shared space
 CONTRASTS = ("acml", "infonce")
-COLDEST = math.log(100)  # of the learned scale, as CLIP has it
+COLDEST = 100  # the largest scale that is learned, as CLIP has it
 
 
 class Aligned(nn.Module):
@@ -75,19 +75,6 @@ def acml_loss(asked, molecules, temperature=1.0):
     rows = -(targets * logits.log_softmax(1)).sum(1)
     columns = -(targets.T * logits.T.log_softmax(1)).sum(1)
     return (rows + columns).mean() / 2
-
-
-def infonce(asked, molecules, scale, group):
-    """Return the symmetric cross entropy of n pairs, normalised (n, d) each.
-
-    group: int64 (n,); pairs of one group, such as two spectra of one molecule, are not each other's
-    negatives.
-    """
-    logits, own = scale * asked @ molecules.T, torch.arange(len(asked))
-    same = (group[:, None] == group) & ~torch.eye(len(group), dtype=torch.bool)
-    logits = logits.masked_fill(same.to(logits.device), -math.inf)
-    own = own.to(logits.device)
-    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
 
 def padded(parts, blank):

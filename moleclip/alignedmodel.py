@@ -17,6 +17,8 @@ import onnxruntime
 
 from moleclip.files import one_line
 from moleclip.graphs import ATOM_SIZES, Graph, join
+from moleclip.onnxmodel import FACTS as OF_MODELS
+from moleclip.onnxmodel import check_format
 from moleclip.pixels import SIZE
 from moleclip.session import open_session
 from moleclip.spectra import MODALITIES, NAMES, NMR, peak_distance, to_vector, vector_width
@@ -24,7 +26,6 @@ from moleclip.tokens import padded_tokens, smiles_tokens
 
 FORMAT = 1  # newest format of metadata that this version understands
 FACTS = "moleclip_aligned"  # name of the metadata
-OTHERS = "moleclip"  # that of model.onnx
 PICTURE, SMILES = "picture", "smiles"
 UNLIKE = 5  # per cent of the right molecules score less: below that even the best hit is unlike
 BATCH = 256  # graphs in one call
@@ -53,17 +54,13 @@ def read_facts(path, session):
     """
     props = session.get_modelmeta().custom_metadata_map
     if FACTS not in props:
-        other = "a model.onnx, made for predict.py" if OTHERS in props else "no aligned.onnx"
+        other = "a model.onnx, made for predict.py" if OF_MODELS in props else "no aligned.onnx"
         raise click.ClickException(
             f"{path}: is {other}; make one with: python export.py aligned.pt"
         )
     try:
         facts = json.loads(props[FACTS])
-        if facts["format"] > FORMAT:
-            raise click.ClickException(
-                f"{path}: was exported by a newer moleclip (format {facts['format']}, "
-                f"this one reads {FORMAT}); update"
-            )
+        check_format(path, facts, FORMAT)
         facts["match_weight"] = float(facts.get("match_weight") or 0)
         facts["true_scores"] = sorted(map(float, facts.get("true_scores") or []))
         whole = type(facts["dim"]) is type(facts["max_atoms"]) is int
@@ -133,8 +130,8 @@ class AlignedModel:
             self.sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
 
     def run(self, outputs, graphs, query):
-        """Return the named outputs of graphs, a list, and of a query as the model takes it."""
-        given = join(graphs)._asdict() | {query_input(self.modality): query}
+        """Return the named outputs of Graphs and of a query, both as the model takes them."""
+        given = graphs._asdict() | {query_input(self.modality): query}
         options = onnxruntime.RunOptions()
         with suppress(AttributeError):  # the other side's encoder is spared
             options.only_execute_path_to_fetches = True
@@ -155,9 +152,10 @@ class AlignedModel:
         outputs = ["molecule"] + ["shifts"] * self.predicts_shifts
         for start in range(0, len(graphs), BATCH):
             some = graphs[start : start + BATCH]
-            found, *told = self.run(outputs, some, blank_query(self.modality))
+            batch = join(some)
+            found, *told = self.run(outputs, batch, blank_query(self.modality))
             embeddings.append(found)
-            for graph, first in zip(some, join(some).starts) if told else ():
+            for graph, first in zip(some, batch.starts) if told else ():
                 atoms = first + graph.alike(self.modality)
                 shifts.append(told[0][atoms, list(NMR).index(self.modality)])
         return np.concatenate(embeddings), shifts if self.predicts_shifts else None
@@ -168,7 +166,7 @@ class AlignedModel:
             query = padded_tokens([smiles_tokens(given)])
         else:
             query = (given if self.modality == PICTURE else to_vector(given, self.modality))[None]
-        return self.run(["query"], [BLANK], query)[0][0]
+        return self.run(["query"], join([BLANK]), query)[0][0]
 
     def final_scores(self, products, shifts, spectrum):
         """Return the scores of molecules, float64 (n,), as they are ranked and calibrated.

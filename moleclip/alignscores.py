@@ -6,11 +6,10 @@ import torch
 
 from moleclip.aligned import load_aligned
 from moleclip.graphs import join
-from moleclip.spectra import FAR, peak_distance
+from moleclip.spectra import FAR, NMR, peak_distance
 
 BLOCK = 256  # molecules embedded at once
 WEIGHTS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5, 0.8)  # of peaks, tried out
-NUCLEI = ("nmr13c", "nmr1h")
 
 
 @torch.no_grad()
@@ -23,7 +22,7 @@ def embed(model, graphs, device):
         molecules, told = model.molecules(*(torch.from_numpy(a).to(device) for a in arrays))
         found.append(molecules.float().cpu())
         if told is not None:
-            told = told[:, NUCLEI.index(kind)].cpu().numpy()
+            told = told[:, list(NMR).index(kind)].cpu().numpy()
             shifts += [told[g.alike(kind) + at] for g, at in zip(part, arrays.starts)]
     return torch.cat(found), shifts or None
 

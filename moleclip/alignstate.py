@@ -1,62 +1,55 @@
 """The state of an alignment while it is learned: a step, an evaluation, what is kept on disk."""
 
-import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
-import numpy as np
 import torch
 
-from moleclip.aligned import Aligned, acml_loss, infonce, load_aligned, shift_loss
-from moleclip.alignscores import BLOCK, NUCLEI
+from moleclip.aligned import COLDEST, Aligned, acml_loss, load_aligned, shift_loss
+from moleclip.alignscores import BLOCK
 from moleclip.device import Distributed
-from moleclip.embedder import to_pixels
-from moleclip.files import one_line, save_whole
+from moleclip.files import one_line
 from moleclip.graphs import join
+from moleclip.heads import FrozenEncoder
+from moleclip.losses import contrastive_loss
 from moleclip.pairtable import augmented, vectors_of
-from moleclip.pixels import inflate
 from moleclip.queries import learn_spectra
+from moleclip.spectra import NMR
 from moleclip.tokens import padded_tokens
+from moleclip.trainstate import read_log, save_log
 from moleclip.transformer import SMILES_ARCH, learn_language
 from moleclip.weights import load_checkpoint, load_encoder, save_checkpoint
 
-DECAY, WARM = 1e-3, 0.1  # weight decay (ACML); part of the steps in which the rate rises
-JITTER = 5.0  # of predicted spectra, whose shifts are 2 to 3 ppm off
+DECAY = 1e-3  # of weights (ACML)
+PREDICTED = 5.0  # times the JITTER of measured spectra: of predicted ones, 2 to 3 ppm off
 BETA = {"nmr13c": 3.0, "nmr1h": 0.3}  # ppm: below it a shift's error counts as its square
 FREE = ("out", "workers")  # settings that may differ on --resume
 
 
-def embed_pictures(streams, init, device):
-    """Return (features of drawings, float32 (n, 512), the encoder)."""
-    encoder = load_encoder(init).eval().to(device)
-    found = torch.zeros(len(streams), encoder.arch["args"]["output_dim"])
-    ink = [len(stream) for stream in streams]  # a stream grows with it
-    order = np.argsort(ink, kind="stable")
-    with torch.no_grad():
-        for part in np.array_split(order, math.ceil(len(order) / 32)):
-            index = np.stack([inflate(streams[i]) for i in part])
-            found[part] = encoder(to_pixels(index, device)).float().cpu()
-    return found, encoder
+def embed_pictures(streams, encoder, device, world):
+    """Return the features of drawings, a list of one zlib stream each, float32 (n, 512)."""
+    pictures = {i: stream for i, (stream,) in enumerate(streams)}
+    return FrozenEncoder(pictures, len(streams), False, device, world).embeddings(encoder, 0)
 
 
-def new_model(config, arch, world, device, given, train):
+def new_model(config, arch, world, device, given, learned):
     """Return (Aligned, what is asked by), the modality's encoder pretrained by what it is given.
 
-    train: places of what may be learned from.
+    learned: places of what may be learned from, or None where weights are to come from a file.
     """
     kind, seed = arch["modality"], config["seed"]
     if kind == "picture":
-        features, encoder = embed_pictures(given, config["init"], device)
+        encoder = load_encoder(config["init"]).eval()
+        features = embed_pictures(given, encoder, device, world)
         model = Aligned(arch | {"query": encoder.arch})
         model.query.encoder.load_state_dict(encoder.state_dict())
         return model, features
     model = Aligned(arch | {"query": SMILES_ARCH if kind == "smiles" else None})
-    learned = [given[i] for i in train]
-    if kind == "smiles" and not config["graph"]:
+    learned = [] if learned is None else [given[i] for i in learned]
+    if learned and kind == "smiles":
         learn_language(model.query, learned, seed, config["epochs"], world.print0)
-    elif kind != "smiles":
+    elif learned:
         vectors = torch.from_numpy(vectors_of(learned, kind))
         learn_spectra(model.query, vectors, seed, world.print0)
     return model, given
@@ -79,19 +72,25 @@ class AlignState:
     calibration: dict = field(default_factory=dict)
 
     @classmethod
-    def start(cls, out, config, arch, world, device, pairs, train):
-        """Return the state before the first epoch. train: places of the pairs to learn from."""
+    def start(cls, out, config, arch, world, device, pairs, train, resumed=False):
+        """Return the state before the first epoch. train: places of the pairs to learn from.
+
+        resumed: all weights come from the checkpoint; nothing is pretrained in vain.
+        """
         torch.manual_seed(config["seed"])
-        model, given = new_model(config, arch, world, device, pairs.given, train)
-        if config["graph"]:
-            world.print0(take_over(model, config["graph"]))
+        other = load_aligned(config["graph"])[0] if config["graph"] else None
+        whole = resumed or (other and other.arch["modality"] == arch["modality"])
+        learned = None if whole else train
+        model, given = new_model(config, arch, world, device, pairs.given, learned)
+        if other and not resumed:
+            world.print0(take_over(model, other, config["graph"]))
         model.load_state_dict(world.from_rank0(model.state_dict))
         model.query.requires_grad_(config["unfreeze"])
         model = model.to(device)
-        learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(learned, config["lr"], weight_decay=DECAY)
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, config["lr"], weight_decay=DECAY)
         state = cls(out, config, world, device, model, optimizer, given)
-        if not config["unfreeze"] and not config["graph"]:
+        if not config["unfreeze"] and not whole:
             state.standardise(train)
         return state
 
@@ -124,7 +123,7 @@ class AlignState:
             return self.model.query(torch.from_numpy(padded_tokens(chosen)).to(self.device))
         spectra = [self.given[i] for i in places]
         if random is not None:
-            jitter = JITTER if self.config["shifts_from"] else 1.0
+            jitter = PREDICTED if self.config["shifts_from"] else 1.0
             spectra = [augmented(each, self.modality, random, jitter) for each in spectra]
         vectors = torch.from_numpy(vectors_of(spectra, self.modality)).to(self.device)
         return self.model.query(vectors)
@@ -159,8 +158,7 @@ class AlignState:
 
     def save(self, pairs, parts):
         """Write the log and aligned.pt, which holds what training needs to go on."""
-        lines = "".join(json.dumps(entry) + "\n" for entry in self.log)
-        save_whole(Path(self.out).with_suffix(".log.jsonl"), lambda name: name.write_text(lines))
+        save_log(Path(self.out).with_suffix(".log.jsonl"), self.log)
         save_checkpoint(
             self.out,
             arch=self.model.arch,
@@ -175,9 +173,7 @@ class AlignState:
         )
 
     def resume(self):
-        """Go on from the checkpoint under `out`, if there is one. Raises click.ClickException."""
-        if not any(self.world.gather_objects(Path(self.out).exists())):
-            return
+        """Go on from the checkpoint under `out`, read by rank 0. Raises click.ClickException."""
         checkpoint = self.world.from_rank0(lambda: load_checkpoint(self.out))
         before = checkpoint.get("config", {})
         for key in before | self.config:
@@ -195,15 +191,12 @@ class AlignState:
             raise click.ClickException(
                 f"{self.out}: can't be resumed from ({one_line(error)})"
             ) from None
-        path = Path(self.out).with_suffix(".log.jsonl")
-        if path.is_file():
-            entries = [json.loads(line) for line in path.read_text().splitlines()]
-            self.log = [entry for entry in entries if entry["epoch"] <= self.epoch]
+        if self.world.rank == 0:
+            self.log = read_log(Path(self.out).with_suffix(".log.jsonl"), "epoch", self.epoch)
 
 
-def take_over(model, path):
-    """Give a model all weights of an aligned.pt that fit it; return what to say of that."""
-    other, _ = load_aligned(path)
+def take_over(model, other, path):
+    """Give a model all weights of another that fit it; return what to say. path: the other's."""
     mine, theirs = model.state_dict(), other.state_dict()
     same = other.arch["modality"] == model.arch["modality"]
     names = [name for name in mine if name in theirs and mine[name].shape == theirs[name].shape]
@@ -224,15 +217,17 @@ def learn(state, pairs, places, random, rate):
     with torch.set_grad_enabled(config["unfreeze"]):
         features = state.asked(mine, random)
     asked = model.placed_query(features)
-    molecules, told = model.molecules(*state.graphs(pairs, mine))
+    graphs = state.graphs(pairs, mine)
+    molecules, told = model.molecules(*graphs)
     asked, molecules, parts = world.gather(asked), world.gather(molecules), {}
     if config["contrast"] == "acml":
         parts["contrast"] = acml_loss(asked, molecules)
     else:
         scale, groups = model.log_scale.exp(), torch.from_numpy(pairs.groups[places])
-        parts["contrast"] = infonce(asked, molecules, scale.clamp(max=100), groups)
+        scale, groups = scale.clamp(max=COLDEST), groups.to(asked.device)
+        parts["contrast"], _ = contrastive_loss(asked, molecules, scale, groups)
     if told is not None:
-        parts["shifts"] = shift_part(state, pairs, mine, told)
+        parts["shifts"] = shift_part(state, pairs, mine, graphs[-1], told)
     loss = sum(config["loss"].get(name, 0) * value for name, value in parts.items())
     if not torch.isfinite(loss):
         raise click.ClickException("the loss is not a number any more; lower --lr")
@@ -244,11 +239,13 @@ def learn(state, pairs, places, random, rate):
     return {name: value.item() for name, value in parts.items()} | {"loss": loss.item()}
 
 
-def shift_part(state, pairs, mine, told):
-    """Return the loss of predicted shifts of some pairs; told: (atoms, nuclei) of theirs."""
-    kind = state.modality
-    column, starts = NUCLEI.index(kind), join([pairs.graphs[i] for i in mine]).starts
+def shift_part(state, pairs, mine, counts, told):
+    """Return the loss of predicted shifts of some pairs.
+
+    counts: atoms of each, a tensor; told: (atoms, nuclei) of theirs.
+    """
+    kind, starts = state.modality, (counts.cumsum(0) - counts).tolist()
     classes = [pairs.graphs[i].alike(kind) + start for i, start in zip(mine, starts)]
-    predicted = [told[torch.from_numpy(places), column] for places in classes]
+    predicted = [told[torch.from_numpy(places), list(NMR).index(kind)] for places in classes]
     spectra = [torch.from_numpy(state.given[i].places).float() for i in mine]
     return shift_loss(predicted, [each.to(told.device) for each in spectra], BETA[kind])

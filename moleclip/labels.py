@@ -17,7 +17,8 @@ WITH_UNIT = re.compile(rf"({NUMBER})\s*({UNIT})?")
 DASHES = dict.fromkeys(map(ord, "−–‐‑"), "-")  # that programs write for a minus
 GAP = "[ \u00a0\u202f]"  # what people write between thousands, beside , ' and .
 GROUPED = (
-    rf"\d{{1,3}}(?:(?:[,'’]|{GAP})\d{{3}})+(?:[.,]\d+)?|\d{{1,3}}(?:\.\d{{3}})+(?:,\d+|\.\d{{3}})"
+    rf"\d{{1,3}}(?:(?:[,'’]|{GAP})\d{{3}})+(?:[.,]\d+)?"
+    r"|\d{1,3}(?:\.\d{3})+(?:,\d+|\.\d{3})"
 )
 DRESSED = re.compile(  # a measurement, but no plain number: 5 ± 1, 1-2, (5), 2 × 10^-3, 1,234.5
     rf"[(<>~≤≥=]*\s*[+-]?(?:{GROUPED}|{NUMBER})"

@@ -82,13 +82,18 @@ def new_heads(arch, outputs, atom_outputs):
     return torch.nn.ModuleDict(heads)
 
 
-def contrastive_loss(a, b, scale):
+def contrastive_loss(a, b, scale, group=None):
     """Return (loss, view-to-view top-1 accuracy) of the features of two views, (n, d) each.
 
-    The loss is 0.5 * (CE(s a b^T) + CE(s b a^T)) of L2-normalised features, as CLIP has it.
+    The loss is 0.5 * (CE(s a b^T) + CE(s b a^T)) of L2-normalised features, as CLIP has it. group:
+    int64 (n,), or None; what is of one group, such as two spectra of one molecule, is not each
+    other's negative.
     """
     a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
     logits, target = scale * a @ b.T, torch.arange(len(a), device=a.device)
+    if group is not None:
+        same = (group[:, None] == group) & (target[:, None] != target)
+        logits = logits.masked_fill(same, -torch.inf)
     loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
     return loss, (logits.argmax(1) == target).float().mean()
 

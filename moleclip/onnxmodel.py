@@ -51,11 +51,7 @@ def read_metadata(path, session):
     check_signature(path, session, props, outputs)
     try:
         facts = json.loads(props[FACTS])
-        if facts["format"] > FORMAT:
-            raise click.ClickException(
-                f"{path}: was exported by a newer moleclip (format {facts['format']}, "
-                f"this one reads {FORMAT}); update"
-            )
+        check_format(path, facts, FORMAT)
         width = outputs["prediction"].shape[1] if "prediction" in outputs else 0
         named = [type(name) for name in facts["targets"]] == [str] * width
         if not named or type(facts["render"]["max_atoms"]) is not int:
@@ -68,6 +64,15 @@ def read_metadata(path, session):
         raise click.ClickException(
             f"{path}: its metadata {FACTS!r} is damaged or not export.py's; export it again"
         ) from None
+
+
+def check_format(path, facts, newest):
+    """Raise click.ClickException for metadata of a later version than that which is read here."""
+    if facts["format"] > newest:
+        raise click.ClickException(
+            f"{path}: was exported by a newer moleclip (format {facts['format']}, "
+            f"this one reads {newest}); update"
+        )
 
 
 def told_by_runs(facts, key, blank):

@@ -31,23 +31,22 @@ def parse_loss(context, parameter, value):
 
     What is not named keeps 1. Further tasks are there if their weights are above 0.
     """
-    weights = {"contrastive": 1.0, "classes": 1.0} | named_weights(value, LOSSES)
-    if not any(weights.values()):
-        raise click.BadParameter("at least one weight must be above 0")
+    weights = named_weights(value, LOSSES, LOSSES[:2])
     return {name: weight for name, weight in weights.items() if weight or name in LOSSES[:2]}
 
 
 def parse_align_loss(context, parameter, value):
     """Return {"contrast": weight, ...} of "contrast=1,shifts=0.3": the tasks above 0."""
-    weights = {"contrast": 1.0} | named_weights(value, ALIGN_LOSSES)
-    if not any(weights.values()):
-        raise click.BadParameter("at least one weight must be above 0")
+    weights = named_weights(value, ALIGN_LOSSES, ALIGN_LOSSES[:1])
     return {name: weight for name, weight in weights.items() if weight}
 
 
-def named_weights(value, tasks):
-    """Return {task: weight} of "TASK=WEIGHT,TASK=WEIGHT". Raises click.BadParameter."""
-    weights = {}
+def named_weights(value, tasks, usual):
+    """Return {task: weight} of "TASK=WEIGHT,TASK=WEIGHT"; the usual ones keep 1 if not named.
+
+    Raises click.BadParameter.
+    """
+    weights = dict.fromkeys(usual, 1.0)
     for word in value.split(","):
         name, _, number = word.partition("=")
         try:
@@ -59,6 +58,8 @@ def named_weights(value, tasks):
                 f"{word!r} is not TASK=WEIGHT, of 0 or more; tasks are {', '.join(tasks)}"
             )
         weights[name] = weight
+    if not any(weights.values()):
+        raise click.BadParameter("at least one weight must be above 0")
     return weights
 
 

@@ -13,12 +13,13 @@ from tqdm import tqdm
 from moleclip.drawing import draw_views
 from moleclip.graphs import graph_of
 from moleclip.molecules import MAX_ATOMS, Molecule, Rejected, canonical, flat_smiles, read_molecules
+from moleclip.peaktables import LISTS
 from moleclip.spectra import NMR, PROTON, Spectrum, read_peaks, to_vector
 from moleclip.spectrumfiles import read_measured, spectrum_files
 from moleclip.tokens import smiles_views
 from moleclip.workers import parallel
 
-COLUMNS = ("peaks", "shifts", "spectrum", "spectra")  # that may hold the peaks
+COLUMNS = (*LISTS, "spectrum", "spectra")  # that may hold the peaks
 TEST, VALIDATION = 0.2, 0.05  # parts of all molecules
 JITTER = {"nmr13c": 0.5, "nmr1h": 0.05}  # ppm: of each peak, in training
 LOST = 0.05  # part of the peaks that an augmented spectrum lacks
@@ -31,7 +32,7 @@ class Pairs(NamedTuple):
 
     rows: np.ndarray  # int64 (n,)
     graphs: list  # of Graph
-    given: list  # of Spectrum, or of zlib streams of a picture
+    given: list  # of Spectrum; of one zlib stream of a picture, of spellings' tokens, in a list
     groups: np.ndarray  # int64 (n,): equal for rows of one molecule
     smiles: list  # as written
 
@@ -95,12 +96,14 @@ def with_spectra(path, members, modality, column=None):
     if not header:
         raise click.ClickException(f"{path}: {modality} needs a table with a column of peaks")
     column = find_column(path, header, column)
-    found = [
-        (molecule, spectrum_of(molecule, graph, modality, column)) for molecule, graph in members
-    ]
-    good, reasons = sorted_out(path, found)
+    return joined(path, members, (spectrum_of(*pair, modality, column) for pair in members))
+
+
+def joined(path, members, results):
+    """Return ([((molecule, graph), result)], {row: why}) of results, one for each member."""
     graphs = {molecule.row: graph for molecule, graph in members}
-    return [((molecule, graphs[molecule.row]), spectrum) for molecule, spectrum in good], reasons
+    good, reasons = sorted_out(path, ((m, result) for (m, _), result in zip(members, results)))
+    return [((molecule, graphs[molecule.row]), found) for molecule, found in good], reasons
 
 
 def spectrum_of(molecule, graph, modality, column):
@@ -148,36 +151,35 @@ def precursor_of(graph, modality):
 
 
 def with_drawings(path, members, max_atoms=MAX_ATOMS, workers=None):
-    """Return ([((molecule, graph), zlib stream of its plain drawing)], {row: why})."""
-    graphs = {molecule.row: graph for molecule, graph in members}
-    results = parallel(draw_views, [m for m, _ in members], workers, max_atoms=max_atoms)
-    bar = tqdm(results, total=len(members), unit=" drawings", desc="drawings", disable=None)
-    good, reasons = sorted_out(path, bar)
-    return [((molecule, graphs[molecule.row]), streams[0]) for molecule, streams in good], reasons
+    """Return ([((molecule, graph), [zlib stream of its plain drawing])], {row: why})."""
+    return made_of(path, members, draw_views, "drawings", workers, max_atoms=max_atoms)
 
 
 def with_spellings(path, members, max_atoms=MAX_ATOMS, workers=None):
     """Return ([((molecule, graph), token numbers of its spellings)], {row: why})."""
-    graphs = {molecule.row: graph for molecule, graph in members}
     how = {"views": SPELLINGS, "max_atoms": max_atoms}
-    results = parallel(smiles_views, [m for m, _ in members], workers, **how)
-    bar = tqdm(results, total=len(members), unit=" molecules", desc="spellings", disable=None)
-    good, reasons = sorted_out(path, bar)
-    return [((molecule, graphs[molecule.row]), views) for molecule, views in good], reasons
+    return made_of(path, members, smiles_views, "spellings", workers, **how)
 
 
-def with_predicted(members, predicted, modality):
+def made_of(path, members, function, what, workers, **how):
+    """Return ([((molecule, graph), result)], {row: why}) of a task of `parallel`."""
+    results = parallel(function, [molecule for molecule, _ in members], workers, **how)
+    bar = tqdm(results, total=len(members), unit=" molecules", desc=what, disable=None)
+    return joined(path, members, (result for _, result in bar))
+
+
+def with_predicted(path, members, predicted, modality):
     """Return ([((molecule, graph), Spectrum)], {row: why}) of predicted shifts.
 
     predicted: a list of arrays in ppm.
     """
-    found = []
-    for (molecule, _), shifts in zip(members, predicted):
-        spectrum = Spectrum(np.sort(shifts.clip(*NMR[modality])), np.ones(len(shifts)))
-        found.append((molecule, spectrum if len(shifts) else Rejected("has no such atoms")))
-    graphs = {molecule.row: graph for molecule, graph in members}
-    good, reasons = sorted_out("predicted shifts", found)
-    return [((molecule, graphs[molecule.row]), spectrum) for molecule, spectrum in good], reasons
+    found = [
+        Spectrum(np.sort(shifts.clip(*NMR[modality])), np.ones(len(shifts)))
+        if len(shifts)
+        else Rejected("has no such atoms")
+        for shifts in predicted
+    ]
+    return joined(path, members, found)
 
 
 def as_pairs(found):

@@ -13,7 +13,7 @@ import torch
 from moleclip.device import BY_TORCHRUN, Distributed, Leaving, local_rank
 from moleclip.embedder import Embedder, fitting_batch
 from moleclip.encoder import ADAM
-from moleclip.files import one_line, save_json, save_whole
+from moleclip.files import check_output, one_line, save_json, save_whole
 from moleclip.losses import new_heads
 from moleclip.weights import load_checkpoint, save_checkpoint
 
@@ -38,6 +38,36 @@ def launch_command():
         if Path(words[1]).name == "torchrun":
             words = ["torchrun", *words[2:]]
     return shlex.join(words)
+
+
+def check_new(world, out, resume):
+    """Raise click.ClickException for a checkpoint's name that can't be, or is taken."""
+    if Path(out).suffix != ".pt":
+        raise click.ClickException(
+            f"-o {out}: give a name that ends in .pt; what lies beside it is named after it"
+        )
+    if world.rank == 0:
+        if Path(out).exists() and not resume:
+            raise click.ClickException(
+                f"{out}: exists already; go on with --resume, or give another name with -o"
+            )
+        check_output(out)
+
+
+def save_log(path, log):
+    """Write the entries of a log, a line each."""
+    lines = "".join(json.dumps(entry) + "\n" for entry in log)
+    save_whole(path, lambda name: name.write_text(lines))
+
+
+def read_log(path, key, last):
+    """Return a log's entries up to a checkpoint's step or epoch; none if it can't be read."""
+    try:
+        entries = [json.loads(line) for line in path.read_text().splitlines()]
+        return [entry for entry in entries if entry[key] <= last]
+    except (OSError, ValueError, TypeError, KeyError):
+        click.echo(f"warning: {path} is missing or damaged; the log begins anew", err=True)
+        return []
 
 
 @dataclass
@@ -82,8 +112,7 @@ class TrainState:
 
     def save(self):
         """Write the log, which may run ahead, then encoder.pt and its facts as encoder.json."""
-        lines = "".join(json.dumps(entry) + "\n" for entry in self.log)
-        save_whole(self.file(".log.jsonl"), lambda name: name.write_text(lines))
+        save_log(self.file(".log.jsonl"), self.log)
         held_out = [entry for entry in self.log if "held_out_retrieval" in entry]
         encoder = self.embedder.encoder
         facts = {
@@ -127,7 +156,7 @@ class TrainState:
             raise click.ClickException(
                 f"{self.out}: can't be resumed from ({one_line(error)})"
             ) from None
-        self.log = [] if self.world.rank else self.read_log()
+        self.log = [] if self.world.rank else read_log(self.file(".log.jsonl"), "step", self.step)
         if changed:
             self.log.append({"step": self.step, "changed": changed})
             said = f"goes on from step {self.step} with other settings: {json.dumps(changed)}"
@@ -165,16 +194,6 @@ class TrainState:
             optimizer.load_state_dict(state)
         torch.set_rng_state(checkpoint["rng"])
         self.step = checkpoint["step"]
-
-    def read_log(self):
-        """Return the log up to the checkpoint's step; an empty one if it can't be read."""
-        path = self.file(".log.jsonl")
-        try:
-            entries = [json.loads(line) for line in path.read_text().splitlines()]
-            return [entry for entry in entries if entry["step"] <= self.step]
-        except (OSError, ValueError, TypeError, KeyError):
-            click.echo(f"warning: {path} is missing or damaged; the log begins anew", err=True)
-            return []
 
     def update_weights(self, last):
         """Take one step of both optimizers with the gradients that are there; last: of all."""

@@ -1,13 +1,12 @@
 """A transformer over tokens: a small one over SMILES, that is taught their language first."""
 
-import math
-
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from moleclip.tokens import MASK, PAD, SIZE, padded_tokens
+from moleclip.training import warmup_cosine
 
 SMILES_ARCH = {
     "vocabulary": SIZE,
@@ -18,7 +17,7 @@ SMILES_ARCH = {
     "positions": 200,
     "eps": 1e-5,
 }
-HIDDEN, RATE, BATCH, WARM = 0.15, 5e-4, 64, 0.05  # of masked language modelling
+HIDDEN, RATE, BATCH = 0.15, 5e-4, 64  # of masked language modelling
 DROPOUT = 0.1
 NEAR = 7  # tokens that are seen together at once
 
@@ -91,8 +90,7 @@ def learn_language(encoder, views, seed, epochs, say):
         right = total = 0.0
         for step, part in enumerate(np.array_split(order.permutation(len(views)), steps)):
             done = (epoch * steps + step) / (epochs * steps)
-            share = done / WARM if done < WARM else (1 + math.cos(math.pi * done)) / 2
-            optimizer.param_groups[0]["lr"] = RATE * share
+            optimizer.param_groups[0]["lr"] = RATE * warmup_cosine(done)
             spellings = [views[i][order.integers(len(views[i]))] for i in part]
             tokens = torch.from_numpy(padded_tokens(spellings))
             hidden = torch.from_numpy(order.random(tokens.shape) < HIDDEN) & (tokens != PAD)

@@ -1,7 +1,9 @@
 """Encoders from files and by name: this project's, OpenAI's, MoleCLIP's, DINOv2's; checkpoints."""
 
 import hashlib
+import json
 import math
+import struct
 import warnings
 import zipfile
 from pathlib import Path
@@ -12,7 +14,6 @@ import torch
 from moleclip.encoder import NORM, SCRATCH, WHITE, Encoder, new_arch
 from moleclip.files import ROOT, one_line, save_whole
 from moleclip.pixels import SIZE
-from moleclip.tensors import read_safetensors
 
 with warnings.catch_warnings(action="ignore"):  # clip imports a deprecated pkg_resources
     import clip
@@ -201,6 +202,27 @@ def default_init():
     if Path("encoder.pt").is_file():
         return "encoder.pt"
     return "bundled" if BUNDLED.is_file() else "ViT-B/16"
+
+
+def read_safetensors(path):
+    """Return the tensors of a .safetensors file as fp32. Raises click.ClickException."""
+    kinds = {"F16": torch.float16, "F32": torch.float32, "BF16": torch.bfloat16}
+    tensors = {}
+    try:
+        data = bytearray(path.read_bytes())
+        (length,) = struct.unpack_from("<Q", data)
+        header = json.loads(bytes(data[8 : 8 + length]))
+        header.pop("__metadata__", None)
+        for name, entry in header.items():
+            kind, shape, start = kinds[entry["dtype"]], entry["shape"], entry["data_offsets"][0]
+            count, start = math.prod(shape), 8 + length + start
+            flat = torch.frombuffer(data, dtype=kind, count=count, offset=start)
+            tensors[name] = flat.reshape(shape).float()
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error, OSError):
+        raise click.ClickException(
+            f"{path}: truncated, or not a .safetensors file of float tensors"
+        ) from None
+    return tensors
 
 
 def load_dinov2(path):

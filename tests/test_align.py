@@ -7,16 +7,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, invoke, mistake, rows_of, small_molecules
+from torch.nn import functional as F
 
 import align
 import export
 import search
-from moleclip.aligned import acml_loss, infonce, load_aligned, shift_loss
+from moleclip.aligned import acml_loss, load_aligned, shift_loss
 from moleclip.alignedmodel import AlignedModel
 from moleclip.alignscores import ranks_of
 from moleclip.device import Leaving, Notice
 from moleclip.drawing import draw, layout
 from moleclip.graphs import graph_of, join
+from moleclip.losses import contrastive_loss
 from moleclip.molecules import parse
 from moleclip.pairtable import (
     as_pairs,
@@ -72,13 +74,13 @@ def test_acmls_loss_is_that_of_its_code():
 
 def test_two_spectra_of_a_molecule_are_not_each_others_negatives():
     torch.manual_seed(1)
-    asked, molecules = torch.randn(3, 4), torch.randn(3, 4)
+    asked, molecules = (F.normalize(torch.randn(3, 4), dim=1) for _ in range(2))
     logits = (2 * asked @ molecules.T).numpy().astype(float)
     logits[0, 1] = logits[1, 0] = -np.inf
     wanted = 0.0
     for way in (logits, logits.T):
         wanted += (np.log(np.exp(way).sum(1)) - np.diag(way)).mean() / 2
-    loss = infonce(asked, molecules, 2, torch.tensor([5, 5, 6]))
+    loss, _ = contrastive_loss(asked, molecules, 2, torch.tensor([5, 5, 6]))
     assert loss.item() == pytest.approx(wanted, rel=1e-5)
 
 
@@ -170,7 +172,8 @@ def test_a_run_in_two_parts_is_the_same(aligned, spectra, monkeypatch):
     assert "has not ended" in mistake(export.main, out, "-o", out.with_suffix(".onnx"))
     other = mistake(align.main, spectra, *how, "-o", out, "--resume", "--lr", 0.1)
     assert "was made with lr 0.001, not 0.1" in other
-    invoke(align.main, spectra, *how, "-o", out, "--resume")
+    said = invoke(align.main, spectra, *how, "-o", out, "--resume")
+    assert "autoencoder" not in said  # nothing is pretrained for weights that are there
     state, again = load_checkpoint(aligned), load_checkpoint(out)
     for name, weights in state["model"].items():
         assert torch.equal(weights, again["model"][name]), name
@@ -223,6 +226,17 @@ def test_pictures_and_smiles_are_asked_by_too(kind, tmp_path):
         with torch.no_grad():
             wanted = model.queries(torch.tensor(np.array(asked)).reshape(SHAPES[kind]))[0]
         assert told == pytest.approx(wanted.numpy(), abs=2e-3)
+
+
+def test_the_start_of_another_modality_spares_no_pretraining(aligned, spectra, tmp_path):
+    """Its graph encoder is taken over; what the own modality needs is learned all the same."""
+    words = [*SMALL, "--epochs", 1, "--graph", aligned, "-o"]
+    says = invoke(align.main, spectra, "--modality", "nmr13c", *words, tmp_path / "same.pt")
+    assert "query" in says and "autoencoder" not in says
+    said = invoke(align.main, spectra, "--modality", "smiles", *words, tmp_path / "other.pt")
+    assert "of hidden tokens" in said and "taken over from" in said
+    other, _ = load_aligned(tmp_path / "other.pt")
+    assert (other.spread != 1).all() and other.middle.any()
 
 
 def test_mistakes(spectra, aligned, tmp_path):

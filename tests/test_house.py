@@ -20,7 +20,6 @@ UPPER = [
         "augment",
         "encoder",
         "embedder",
-        "tensors",
         "weights",
         "seen",
         "pairs",
