@@ -1,11 +1,13 @@
-"""Align molecules' graphs with pictures or spectra: find a molecule by what was measured of it.
+"""Align molecules' graphs with pictures, spectra or texts: find a molecule by what is known of it.
 
     python align.py pairs.csv --modality nmr13c     # columns smiles and peaks -> aligned.pt
+    python align.py texts.csv --modality text       # columns smiles and text
     torchrun --nproc_per_node=4 align.py druglike.smi --modality picture -o by-picture.pt
     python export.py aligned.pt -o aligned.onnx     # for search.py
 
 A shallow graph encoder learns what a frozen encoder of another modality knows: the method is ACML's
-(Wang et al., JCIM 2025, 10.1021/acs.jcim.5c00430). Test molecules are 20%, and are never chosen by.
+(Wang et al., JCIM 2025, 10.1021/acs.jcim.5c00430), with texts MoMu's (Su et al., arXiv:2209.05481).
+Test molecules are 20%, and are never chosen by.
 """
 
 import time
@@ -21,11 +23,13 @@ from moleclip.alignscores import calibrate, evaluate, predict_shifts
 from moleclip.alignstate import AlignState, learn
 from moleclip.device import Distributed, Leaving, Notice, pick_device, report_once
 from moleclip.features import overlap
+from moleclip.files import ROOT
 from moleclip.gin import LAYERS, OUT, WIDTH
 from moleclip.molecules import find_input, input_facts
 from moleclip.pairtable import (
     as_pairs,
     folder_facts,
+    named_parts,
     read_graphs,
     split_pairs,
     with_drawings,
@@ -35,22 +39,28 @@ from moleclip.pairtable import (
     with_spellings,
 )
 from moleclip.spectra import MODALITIES, NMR, SPECTRA
+from moleclip.textpairs import text_pairs, with_texts
 from moleclip.training import warmup_cosine
 from moleclip.trainstate import check_new
 
+SPLITS = ("random", "skeleton", "column")
 COUNT, POSITIVE = click.IntRange(1), options.Positive()
 KINDS = click.Choice(MODALITIES)
 FILE = click.Path(dir_okay=False)
 ABOUT_LOSS = "Weights of tasks; shifts: the graph tells each atom's shift."
 ABOUT_TEACHER = "Pairs are molecules with the shifts that this aligned.pt predicts."
 ABOUT_GRAPH = "Start from this aligned.pt, all that fits."
+ABOUT_LAYERS = "Last layers of it that learn; 0: none, texts are embedded once."
+ABOUT_BESIDE = "Counted words and fragments beside: maps, cca, maps+cca or none."
+MINILM = ROOT / "weights" / "minilm"
+OF_TEXT = ("text_encoder", "text_layers", "beside", "mask_names")  # settings of texts alone
 
 
 @click.command(context_settings={"show_default": True})
 @click.argument("pairs")
 @click.option("--modality", required=True, type=KINDS, help="What molecules are aligned with.")
 @options.out("aligned.pt", "Checkpoint; its log lies beside it.")
-@click.option("--column", help="Column of the peaks.  [default: found by name]")
+@click.option("--column", help="Column of peaks or texts.  [default: found by name]")
 @options.smiles_column()
 @options.shown("--contrast", "infonce", "Form of the loss.", type=click.Choice(CONTRASTS))
 @options.shown("--loss", "contrast=1", ABOUT_LOSS, callback=options.parse_align_loss)
@@ -58,7 +68,11 @@ ABOUT_GRAPH = "Start from this aligned.pt, all that fits."
 @click.option("--graph", type=FILE, help=ABOUT_GRAPH)
 @click.option("--shifts-from", type=FILE, help=ABOUT_TEACHER)
 @click.option("--unfreeze", is_flag=True, help="Train the modality's encoder, too.")
-@options.shown("--split", "random", "How test is drawn.", type=click.Choice(["random", "skeleton"]))
+@click.option("--text-encoder", help="Folder of a BERT.  [default: the bundled MiniLM]")
+@options.shown("--text-layers", 2, ABOUT_LAYERS, type=click.IntRange(0))
+@options.shown("--beside", "maps+cca", ABOUT_BESIDE, callback=options.parse_beside)
+@click.option("--mask-names", is_flag=True, help="Take a molecule's names out of its texts.")
+@options.shown("--split", "random", "How test is drawn.", type=click.Choice(SPLITS))
 @click.option("--leave-out", help="File of molecules that are not learned from.")
 @options.shown("--width", WIDTH, "Numbers of an atom.", type=COUNT)
 @options.shown("--layers", LAYERS, "Rounds of messages.", type=COUNT)
@@ -86,12 +100,20 @@ def prepare(world, device, pairs, workers, resume, **settings):
     Return (AlignState, Pairs, {part: places}), alike on all processes.
     """
     refuse_misfits(pairs, settings)
+    if settings["modality"] == "text":
+        settings["text_encoder"] = settings["text_encoder"] or str(MINILM)
+    else:
+        settings = {name: value for name, value in settings.items() if name not in OF_TEXT}
     folder = Path(pairs).is_dir()
     path = pairs if folder else world.together(lambda: find_input(pairs))
     out = settings["out"]
     world.together(lambda: check_new(world, out, resume))
     found, reasons = world.together(lambda: load_pairs(path, device, workers, settings))
-    parts = split_pairs(found, settings["split"], settings["seed"])
+    column = settings["smiles_column"]
+    if settings["split"] == "column":
+        parts = world.together(lambda: named_parts(path, column, found))
+    else:
+        parts = split_pairs(found, settings["split"], settings["seed"])
     counts = ", ".join(f"{len(places)} {part}" for part, places in parts.items())
     world.print0(f"{path}: {len(found)} pairs ({counts})" + left_out(reasons))
     if not len(parts["val"]):
@@ -101,7 +123,6 @@ def prepare(world, device, pairs, workers, resume, **settings):
             f"{path}: {len(parts['train'])} pairs to learn from are less than "
             f"--batch {settings['batch']}; lower it"
         )
-    column = settings["smiles_column"]
     facts = world.together(lambda: folder_facts(path) if folder else input_facts(path, column))
     config = settings | {"input": facts["input"], "input_sha256": facts["sha256"]}
     arch = {
@@ -109,6 +130,7 @@ def prepare(world, device, pairs, workers, resume, **settings):
         "contrast": settings["contrast"],
         "graph": {"width": settings["width"], "layers": settings["layers"], "out": OUT},
         "shifts": "shifts" in settings["loss"],
+        **({"beside": settings["beside"]} if "beside" in settings else {}),
     }
     resume = resume and any(world.gather_objects(Path(out).exists()))
     state = AlignState.start(out, config, arch, world, device, found, parts["train"], resume)
@@ -127,6 +149,11 @@ def load_pairs(path, device, workers, settings):
     if settings["leave_out"]:
         common = overlap(path, column, [find_input(settings["leave_out"])], workers)
         skip = set(np.flatnonzero(common).tolist())
+    if kind == "text":
+        how["fragments"] = bool(settings["beside"])
+        members, reasons = read_graphs(path, column, skip=skip, **how)
+        found, others = with_texts(path, members, settings["column"], settings["mask_names"])
+        return text_pairs(found), dict(sorted((reasons | others).items()))
     members, reasons = read_graphs(path, column, skip=skip, **how)
     if kind == "picture":
         found, others = with_drawings(path, members, **how)
@@ -147,6 +174,8 @@ def refuse_misfits(pairs, settings):
         raise click.ClickException("--loss shifts: only NMR spectra have any; leave it out")
     if settings["shifts_from"] and not nmr:
         raise click.ClickException("--shifts-from: only NMR spectra have shifts; leave it out")
+    if settings["modality"] == "text":
+        refuse_for_texts(settings)
     if Path(pairs).is_dir() and (
         settings["modality"] not in SPECTRA or settings["leave_out"] or settings["shifts_from"]
     ):
@@ -154,9 +183,29 @@ def refuse_misfits(pairs, settings):
             f"{pairs}: is a folder; files of spectra are read from one, without --leave-out and "
             "--shifts-from"
         )
+    if Path(pairs).is_dir() and settings["split"] == "column":
+        raise click.ClickException(f"{pairs}: is a folder; --split column needs a table")
     if settings["unfreeze"] and settings["modality"] == "picture":
         raise click.ClickException(
             "--unfreeze: the encoder of pictures stays; pretrain.py trains it"
+        )
+
+
+def refuse_for_texts(settings):
+    """Raise click.ClickException for options that don't go together where texts are aligned."""
+    if settings["unfreeze"]:
+        raise click.ClickException(
+            "--unfreeze: how much of an encoder of texts learns, --text-layers says; 99 is all"
+        )
+    if settings["contrast"] == "acml" and "cca" in settings["beside"]:
+        raise click.ClickException(
+            "--contrast acml: its places have no fixed length, so cca can't stand beside them; "
+            "add --beside maps, or none"
+        )
+    if not Path(settings["text_encoder"] or MINILM).is_dir():
+        raise click.ClickException(
+            f"{settings['text_encoder'] or MINILM}: no such folder; --text-encoder takes one with "
+            "a BERT in Hugging Face's layout"
         )
 
 

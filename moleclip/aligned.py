@@ -7,21 +7,25 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from moleclip.counted import JOINT, MAPPED, Counted
 from moleclip.files import one_line
 from moleclip.gin import Gin, Shifts
+from moleclip.graphs import FRAGMENTS, fragment_counts, join
 from moleclip.queries import Projection, new_query
 from moleclip.spectra import MODALITIES
 from moleclip.weights import load_checkpoint
 
 DIM = 256  # of the shared space
-CONTRASTS = ("acml", "infonce")
+CONTRASTS = ("acml", "infonce", "hinge")
 COLDEST = 100  # the largest scale that is learned, as CLIP has it
+MARGIN = 0.2  # of the hinge (MoMu)
 
 
 class Aligned(nn.Module):
     """Graph encoder, the modality's encoder, a projection of each, and what else was learned.
 
-    arch: {"modality", "contrast", "graph": of Gin, "shifts": bool, "query": of its encoder}.
+    arch: {"modality", "contrast", "graph": of Gin, "shifts": bool, "query": of its encoder}; of
+    texts also "beside", see counted.py, and "words", how many.
     """
 
     def __init__(self, arch):
@@ -33,33 +37,65 @@ class Aligned(nn.Module):
         # What a frozen encoder gives is standardised: pictures' features are nearly all alike.
         self.register_buffer("middle", torch.zeros(width))
         self.register_buffer("spread", torch.ones(width))
-        self.of_graph = Projection(arch["graph"]["out"], DIM)
-        self.of_query = Projection(width, DIM)
+        beside = arch.get("beside") or ()
+        more = MAPPED if "maps" in beside else 0
+        self.of_graph = Projection(arch["graph"]["out"] + more, DIM)
+        self.of_query = Projection(width + more, DIM)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.words = self.fragments = None
+        if beside:
+            self.words = Counted(arch["words"], beside)
+            self.fragments = Counted(FRAGMENTS, beside)
+        if "cca" in beside:  # its share of a score
+            self.register_buffer("share", torch.tensor(0.5))
+        self.dim = DIM + JOINT * ("cca" in beside)
 
-    def placed(self, features, projection):
-        """Return features' places in the shared space, float32 (n, 256)."""
+    def placed(self, features, counts, counted, projection):
+        """Return a side's places in the shared space, float32 (n, dim).
+
+        counts: what is counted there, or None; counted, projection: the side's.
+        """
+        if counted is not None and counted.map is not None:
+            features = torch.cat([features, counted.mapped(counts)], 1)
         place = projection(features)
-        return place if self.arch["contrast"] == "acml" else F.normalize(place, dim=1)
+        if self.arch["contrast"] != "acml":
+            place = F.normalize(place, dim=1)
+        if counted is None or counted.cca is None:
+            return place
+        both = (1 - self.share).sqrt() * place, self.share.sqrt() * counted.placed(counts)
+        return torch.cat(both, 1)
 
     def placed_query(self, features):
-        """Return the places of what the modality's encoder gave, (n, width)."""
-        return self.placed((features - self.middle) / self.spread, self.of_query)
+        """Return the places of what the modality's encoder gave, (n, width), words behind it."""
+        known, words = features.tensor_split([len(self.middle)], 1)
+        known = (known - self.middle) / self.spread
+        return self.placed(known, words, self.words, self.of_query)
 
-    def molecules(self, *graphs):
-        """Return (places (n, 256), shifts in ppm (atoms, 2) or None) of Graphs as tensors."""
-        features, atoms = self.gin(*graphs)
-        told = self.shifts(atoms) if self.shifts is not None else None
-        return self.placed(features, self.of_graph), told
+    def molecules(self, atoms, bonds, kinds, owner, counts, fragments=None):
+        """Return (places (n, dim), shifts in ppm (atoms, 2) or None) of a `batch`."""
+        features, each = self.gin(atoms, bonds, kinds, owner, counts)
+        told = self.shifts(each) if self.shifts is not None else None
+        logs = None if fragments is None else (fragments.float() + 1).log()
+        return self.placed(features, logs, self.fragments, self.of_graph), told
 
-    def queries(self, given):
-        """Return the places (n, 256) of what is asked for."""
-        return self.placed_query(self.query(given))
+    def batch(self, graphs, device):
+        """Return what `molecules` takes of a list of Graph, a list of tensors."""
+        arrays = [*join(graphs)]
+        if self.fragments is not None:
+            arrays.append(fragment_counts(graphs))
+        return [torch.from_numpy(array).to(device) for array in arrays]
 
-    def forward(self, atoms, bonds, kinds, owner, counts, given):
+    def queries(self, given, words=None):
+        """Return the places (n, dim) of what is asked for."""
+        features = self.query(given)
+        if words is not None:
+            features = torch.cat([features, words], 1)
+        return self.placed_query(features)
+
+    def forward(self, atoms, bonds, kinds, owner, counts, given, fragments=None, words=None):
         """Return what the ONNX file returns: places of molecules and queries, and the shifts."""
-        places, told = self.molecules(atoms, bonds, kinds, owner, counts)
-        found = places, self.queries(given)
+        places, told = self.molecules(atoms, bonds, kinds, owner, counts, fragments)
+        found = places, self.queries(given, words)
         return found if told is None else (*found, told)
 
 
@@ -75,6 +111,19 @@ def acml_loss(asked, molecules, temperature=1.0):
     rows = -(targets * logits.log_softmax(1)).sum(1)
     columns = -(targets.T * logits.T.log_softmax(1)).sum(1)
     return (rows + columns).mean() / 2
+
+
+def hinge_loss(asked, molecules, group):
+    """Return the hinge of the worst other, both ways, of n pairs, (n, d) each, normalised.
+
+    mean of max(0, MARGIN + s_ij - s_ii) over its largest j, as MoMu finetunes. group: int64 (n,);
+    what is of one group is not each other's negative.
+    """
+    scores = asked @ molecules.T
+    right = scores.diagonal()
+    others = scores.masked_fill(group[:, None] == group, -torch.inf)
+    ways = [(MARGIN + others.max(axis)[0] - right).clamp(min=0).mean() for axis in (0, 1)]
+    return sum(ways)
 
 
 def padded(parts, blank):

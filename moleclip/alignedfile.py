@@ -64,7 +64,7 @@ def export_aligned(path, out):
     )
     sizes = [{0: size} for size in (atoms, bonds, bonds, atoms, molecules, queries)]
     if modality == "smiles":
-        sizes[-1][1] = torch.export.Dim("tokens", max=LONGEST)
+        sizes[-1][1] = torch.export.Dim("tokens", max=LONGEST[modality])
     graphs, given = examples_of(modality, PROBES, 2)
     tensors = [torch.from_numpy(array) for array in (*graphs, given)]
     found = []

@@ -4,26 +4,27 @@ import click
 import numpy as np
 import torch
 
-from moleclip.aligned import load_aligned
-from moleclip.graphs import join
+from moleclip.aligned import DIM, load_aligned
 from moleclip.spectra import FAR, NMR, peak_distance
 
 BLOCK = 256  # molecules embedded at once
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of what is counted, tried out
 WEIGHTS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5, 0.8)  # of peaks, tried out
 
 
 @torch.no_grad()
 def embed(model, graphs, device):
-    """Return (places (n, 256), predicted shifts, a list of arrays, or None) of a list of Graph."""
+    """Return (places (n, dim), predicted shifts, a list of arrays, or None) of a list of Graph."""
     found, shifts, kind = [], [], model.arch["modality"]
     for start in range(0, len(graphs), BLOCK):
         part = graphs[start : start + BLOCK]
-        arrays = join(part)
-        molecules, told = model.molecules(*(torch.from_numpy(a).to(device) for a in arrays))
+        batch = model.batch(part, device)
+        molecules, told = model.molecules(*batch)
         found.append(molecules.float().cpu())
         if told is not None:
             told = told[:, list(NMR).index(kind)].cpu().numpy()
-            shifts += [told[g.alike(kind) + at] for g, at in zip(part, arrays.starts)]
+            starts = np.cumsum([0, *(len(graph.atoms) for graph in part)])
+            shifts += [told[graph.alike(kind) + at] for graph, at in zip(part, starts)]
     return torch.cat(found), shifts or None
 
 
@@ -42,7 +43,7 @@ def predict_shifts(path, members, kind, device):
 
 @torch.no_grad()
 def embed_asked(state, places):
-    """Return the places of what some pairs are asked by, (n, 256)."""
+    """Return the places of what some pairs are asked by, (n, dim)."""
     parts = [places[start : start + BLOCK] for start in range(0, len(places), BLOCK)]
     asked = [state.model.placed_query(state.asked(part)) for part in parts]
     return torch.cat(asked).float().cpu()
@@ -75,12 +76,16 @@ def calibrate(state, pairs, parts):
     """Return how scores are to be read, by validation's pairs among those and training's.
 
     match_weight: of the distance of peaks, see spectra.py, subtracted from the inner product;
-    true_scores: quantiles of the right molecules' scores, a list.
+    true_scores: quantiles of the right molecules' scores, a list. Where words and fragments have
+    places of their own, the model's share of them is set, too.
     """
     kind, places = state.modality, parts["val"]
     gallery = np.concatenate([places, parts["train"]])
     molecules, shifts = embed(state.model, [pairs.graphs[i] for i in gallery], state.device)
-    scores, own = embed_asked(state, places) @ molecules.T, torch.arange(len(places))
+    asked, own = embed_asked(state, places), torch.arange(len(places))
+    if state.model.dim > DIM:
+        asked, molecules = share_out(state.model, asked, molecules)
+    scores = asked @ molecules.T
     weight = 0.0
     if shifts:
         distances = torch.full_like(scores, FAR[kind][0])
@@ -94,3 +99,20 @@ def calibrate(state, pairs, parts):
     true = scores[own, own].sort()[0].numpy()
     known = np.quantile(true, np.linspace(0, 1, 101)).tolist()
     return {"match_weight": weight, "true_scores": [round(score, 4) for score in known]}
+
+
+def share_out(model, asked, molecules):
+    """Set a model's share of what is counted to what finds validation's pairs best.
+
+    asked: places (n, dim); molecules: of a gallery, theirs first. Return both as they are then.
+    """
+    before, own = model.share.item(), torch.arange(len(asked))
+    net = asked[:, :DIM] @ molecules[:, :DIM].T / (1 - before)
+    counted = asked[:, DIM:] @ molecules[:, DIM:].T / before
+    ranks = {share: ranks_of((1 - share) * net + share * counted, own) for share in SHARES}
+    after = max(SHARES, key=lambda share: (1 / ranks[share].float()).mean())
+    model.share.fill_(after)
+    factors = torch.ones(model.dim)
+    factors[:DIM] *= ((1 - after) / (1 - before)) ** 0.5
+    factors[DIM:] *= (after / before) ** 0.5
+    return asked * factors, molecules * factors

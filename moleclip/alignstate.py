@@ -5,26 +5,29 @@ from pathlib import Path
 
 import click
 import torch
+from torch.nn import functional as F
 
-from moleclip.aligned import COLDEST, Aligned, acml_loss, load_aligned, shift_loss
+from moleclip.aligned import COLDEST, DIM, Aligned, acml_loss, hinge_loss, load_aligned, shift_loss
 from moleclip.alignscores import BLOCK
 from moleclip.device import Distributed
 from moleclip.files import one_line
-from moleclip.graphs import join
 from moleclip.heads import FrozenEncoder
 from moleclip.losses import contrastive_loss
 from moleclip.pairtable import augmented, vectors_of
 from moleclip.queries import learn_spectra
 from moleclip.spectra import NMR
+from moleclip.textpairs import TextReader
 from moleclip.tokens import padded_tokens
 from moleclip.trainstate import read_log, save_log
-from moleclip.transformer import SMILES_ARCH, learn_language
+from moleclip.transformer import SMILES_ARCH, learn_language, load_bert
 from moleclip.weights import load_checkpoint, load_encoder, save_checkpoint
 
 DECAY = 1e-3  # of weights (ACML)
 PREDICTED = 5.0  # times the JITTER of measured spectra: of predicted ones, 2 to 3 ppm off
 BETA = {"nmr13c": 3.0, "nmr1h": 0.3}  # ppm: below it a shift's error counts as its square
 FREE = ("out", "workers")  # settings that may differ on --resume
+OF_ENCODER = 0.05  # of --lr: what a pretrained encoder of texts learns at
+PASSAGES = 2  # of a text, that are told from other molecules' in a step (MoMu)
 
 
 def embed_pictures(streams, encoder, device, world):
@@ -45,6 +48,11 @@ def new_model(config, arch, world, device, given, learned):
         model = Aligned(arch | {"query": encoder.arch})
         model.query.encoder.load_state_dict(encoder.state_dict())
         return model, features
+    if kind == "text":
+        encoder = load_bert(config["text_encoder"])
+        model = Aligned(arch | {"query": encoder.arch})
+        model.query.load_state_dict(encoder.state_dict())
+        return model, given
     model = Aligned(arch | {"query": SMILES_ARCH if kind == "smiles" else None})
     learned = [] if learned is None else [given[i] for i in learned]
     if learned and kind == "smiles":
@@ -70,6 +78,7 @@ class AlignState:
     log: list = field(default_factory=list)
     best: dict = field(default_factory=dict)  # the entry of its epoch, and "weights"
     calibration: dict = field(default_factory=dict)
+    reader: TextReader | None = None  # of texts
 
     @classmethod
     def start(cls, out, config, arch, world, device, pairs, train, resumed=False):
@@ -78,19 +87,27 @@ class AlignState:
         resumed: all weights come from the checkpoint; nothing is pretrained in vain.
         """
         torch.manual_seed(config["seed"])
-        other = load_aligned(config["graph"])[0] if config["graph"] else None
+        other, facts = load_aligned(config["graph"]) if config["graph"] else (None, {})
         whole = resumed or (other and other.arch["modality"] == arch["modality"])
-        learned = None if whole else train
+        learned, reader = None if whole else train, None
+        if arch["modality"] == "text":
+            texts = [" ".join(pairs.given[i]) for i in train]
+            words, layers = bool(arch["beside"]), config["text_layers"]
+            own = facts.get("texts"), texts, words, layers
+            reader = TextReader.of(config["text_encoder"], *own)
+            arch = arch | {"words": len(reader.vocabulary.terms)}
         model, given = new_model(config, arch, world, device, pairs.given, learned)
         if other and not resumed:
             world.print0(take_over(model, other, config["graph"]))
+        if model.dim > DIM and not resumed and world.rank == 0:
+            reader.correlate(model, pairs, train)
         model.load_state_dict(world.from_rank0(model.state_dict))
-        model.query.requires_grad_(config["unfreeze"])
         model = model.to(device)
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, config["lr"], weight_decay=DECAY)
-        state = cls(out, config, world, device, model, optimizer, given)
-        if not config["unfreeze"] and not whole:
+        optimizer = new_optimizer(model, config)
+        state = cls(out, config, world, device, model, optimizer, given, reader=reader)
+        if reader and not reader.layers:
+            reader.store(model.query, given, device)
+        if not whole and (reader or not config["unfreeze"]):
             state.standardise(train)
         return state
 
@@ -104,7 +121,7 @@ class AlignState:
         """Set what features are standardised by: those of some pairs."""
         self.model.eval()
         parts = [places[start : start + BLOCK] for start in range(0, len(places), BLOCK)]
-        features = torch.cat([self.asked(part) for part in parts])
+        features = torch.cat([self.asked(part) for part in parts])[:, : len(self.model.middle)]
         self.model.middle.copy_(features.mean(0))
         self.model.spread.copy_(features.std(0).clamp(min=1e-4))
 
@@ -112,11 +129,16 @@ class AlignState:
         """Let dropout and batch statistics work where something is learned."""
         self.model.train()
         self.model.query.train(self.config["unfreeze"])
+        if self.reader:
+            self.model.query.train_last(self.reader.layers)
 
     def asked(self, places, random=None):
         """Return the features of what some pairs are asked by, (n, width); with random varied."""
         if self.modality == "picture":
             return self.given[torch.from_numpy(places)].to(self.device)
+        if self.reader:
+            how = self.given, places, self.device, random
+            return self.reader.features(self.model.query, *how)
         if self.modality == "smiles":
             views = [self.given[i] for i in places]
             chosen = [v[0 if random is None else random.integers(len(v))] for v in views]
@@ -129,9 +151,8 @@ class AlignState:
         return self.model.query(vectors)
 
     def graphs(self, pairs, places):
-        """Return the Graphs of some pairs as tensors."""
-        arrays = join([pairs.graphs[i] for i in places])
-        return [torch.from_numpy(array).to(self.device) for array in arrays]
+        """Return what the model takes of some pairs' molecules, tensors."""
+        return self.model.batch([pairs.graphs[i] for i in places], self.device)
 
     def share_statistics(self):
         """Give every process the mean of the batch statistics that each has seen."""
@@ -170,6 +191,7 @@ class AlignState:
             current=self.model.state_dict(),
             optimizer=self.optimizer.state_dict(),
             parts={part: pairs.rows[places].tolist() for part, places in parts.items()},
+            **({"texts": self.reader.facts()} if self.reader else {}),
         )
 
     def resume(self):
@@ -195,6 +217,20 @@ class AlignState:
             self.log = read_log(Path(self.out).with_suffix(".log.jsonl"), "epoch", self.epoch)
 
 
+def new_optimizer(model, config):
+    """Return the optimizer of what is to learn in a model; the rest is frozen."""
+    model.query.requires_grad_(config["unfreeze"])
+    if layers := config.get("text_layers"):
+        model.query.learn_last(layers)
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if layers:
+        inside = {id(parameter) for parameter in model.query.parameters()}
+        encoder = [parameter for parameter in learned if id(parameter) in inside]
+        rest = [parameter for parameter in learned if id(parameter) not in inside]
+        learned = [{"params": rest, "share": 1.0}, {"params": encoder, "share": OF_ENCODER}]
+    return torch.optim.AdamW(learned, config["lr"], weight_decay=DECAY)
+
+
 def take_over(model, other, path):
     """Give a model all weights of another that fit it; return what to say. path: the other's."""
     mine, theirs = model.state_dict(), other.state_dict()
@@ -214,29 +250,39 @@ def learn(state, pairs, places, random, rate):
     """Take one step on a batch, places of its pairs; return {part of the loss: value}."""
     model, world, config = state.model, state.world, state.config
     mine = world.share(places)
-    with torch.set_grad_enabled(config["unfreeze"]):
-        features = state.asked(mine, random)
-    asked = model.placed_query(features)
+    with torch.set_grad_enabled(config["unfreeze"] or bool(state.reader and state.reader.layers)):
+        views = [state.asked(mine, random) for _ in range(PASSAGES if state.reader else 1)]
+    views = [model.placed_query(features) for features in views]
     graphs = state.graphs(pairs, mine)
     molecules, told = model.molecules(*graphs)
-    asked, molecules, parts = world.gather(asked), world.gather(molecules), {}
-    if config["contrast"] == "acml":
-        parts["contrast"] = acml_loss(asked, molecules)
-    else:
-        scale, groups = model.log_scale.exp(), torch.from_numpy(pairs.groups[places])
-        scale, groups = scale.clamp(max=COLDEST), groups.to(asked.device)
-        parts["contrast"], _ = contrastive_loss(asked, molecules, scale, groups)
+    views, molecules = [world.gather(asked) for asked in views], world.gather(molecules)
+    groups = torch.from_numpy(pairs.groups[places]).to(molecules.device)
+    losses = [contrast_of(model, asked, molecules, groups) for asked in views]
+    parts = {"contrast": sum(losses) / len(losses)}
     if told is not None:
-        parts["shifts"] = shift_part(state, pairs, mine, graphs[-1], told)
+        parts["shifts"] = shift_part(state, pairs, mine, graphs[4], told)
     loss = sum(config["loss"].get(name, 0) * value for name, value in parts.items())
     if not torch.isfinite(loss):
         raise click.ClickException("the loss is not a number any more; lower --lr")
-    state.optimizer.param_groups[0]["lr"] = rate
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate * group.get("share", 1.0)
     state.optimizer.zero_grad()
     loss.backward()
     world.average_gradients(model.parameters())
     state.optimizer.step()
     return {name: value.item() for name, value in parts.items()} | {"loss": loss.item()}
+
+
+def contrast_of(model, asked, molecules, groups):
+    """Return the contrast of n pairs' places, which is of what the network learns alone."""
+    asked, molecules = asked[:, :DIM], molecules[:, :DIM]
+    if model.arch["contrast"] == "acml":
+        return acml_loss(asked, molecules)
+    if model.arch["contrast"] == "hinge":
+        asked, molecules = (F.normalize(side, dim=1) for side in (asked, molecules))
+        return hinge_loss(asked, molecules, groups)
+    scale = model.log_scale.exp().clamp(max=COLDEST)
+    return contrastive_loss(asked, molecules, scale, groups)[0]
 
 
 def shift_part(state, pairs, mine, counts, told):

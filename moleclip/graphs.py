@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from rdkit import Chem
-from rdkit.Chem import Descriptors, rdMolDescriptors
+from rdkit.Chem import Descriptors, rdFingerprintGenerator, rdMolDescriptors
 
 from moleclip.molecules import MAX_ATOMS, parse
 
@@ -20,6 +20,8 @@ BOND_TYPES = {1.0: 0, 2.0: 1, 3.0: 2, 1.5: 3}  # any other is 4
 BOND_SIZE = 5 * 2 * 3  # type, in a ring or not, stereo
 CARBON = 6
 ELEMENT, HYDROGENS = 0, 2  # places among an atom's numbers
+CIRCULAR, PAIRS = 4096, 2048  # counted fragments: around atoms, and pairs of atoms
+FRAGMENTS = CIRCULAR + PAIRS
 
 
 class Graph(NamedTuple):
@@ -31,6 +33,8 @@ class Graph(NamedTuple):
     ranks: np.ndarray  # uint8 or int32 (n,): equal for atoms that symmetry exchanges
     mass: float  # monoisotopic, in u
     formula: str
+    # which fragments it has, uint16 (k,), and how often, uint8 (k,), where they are asked for
+    fragments: tuple | None = None
 
     def alike(self, nucleus):
         """Return one atom of each class of equal ones that a nucleus's spectrum shows, int64 (c,).
@@ -74,10 +78,10 @@ def join(graphs):
     )
 
 
-def graph_of(row, smiles, max_atoms=MAX_ATOMS):
+def graph_of(row, smiles, max_atoms=MAX_ATOMS, fragments=False):
     """Return the Graph of a SMILES, atoms in the order of `parse`. A task of `parallel`.
 
-    Raises Rejected.
+    fragments: count them, too. Raises Rejected.
     """
     molecule = parse(smiles, max_atoms)
     small = np.uint8 if molecule.GetNumAtoms() <= 256 else np.int32
@@ -90,7 +94,33 @@ def graph_of(row, smiles, max_atoms=MAX_ATOMS):
         np.array(ranks, small),
         Descriptors.ExactMolWt(molecule),
         rdMolDescriptors.CalcMolFormula(molecule),
+        fragments_of(molecule) if fragments else None,
     )
+
+
+@cache
+def counters():
+    """Return RDKit's generators of fragments: Morgan's with chirality, radius 2, and atom pairs."""
+    make = rdFingerprintGenerator
+    circular = make.GetMorganGenerator(radius=2, fpSize=CIRCULAR, includeChirality=True)
+    return circular, make.GetAtomPairGenerator(fpSize=PAIRS)
+
+
+def fragments_of(molecule):
+    """Return (which fragments a molecule has, how often each), see Graph."""
+    found = [each.GetCountFingerprintAsNumPy(molecule) for each in counters()]
+    counts = np.concatenate(found)
+    which = np.flatnonzero(counts)
+    return which.astype(np.uint16), np.minimum(counts[which], 255).astype(np.uint8)
+
+
+def fragment_counts(graphs):
+    """Return how often each fragment occurs in a list of Graph, uint8 (n, FRAGMENTS)."""
+    rows = np.zeros((len(graphs), FRAGMENTS), np.uint8)
+    for row, graph in zip(rows, graphs):
+        which, counts = graph.fragments
+        row[which] = counts
+    return rows
 
 
 def atom_numbers(atom):

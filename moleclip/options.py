@@ -10,6 +10,7 @@ from moleclip.molecules import MAX_ATOMS, Part
 SEED = click.IntRange(0, 2**32 - 1)
 LOSSES = ("contrastive", "classes", "descriptors", "fingerprint", "atoms", "electronic")
 ALIGN_LOSSES = ("contrast", "shifts")
+BESIDE = ("maps", "cca")  # ways in which what is counted stands beside encoders: see counted.py
 LEVELS = {level: level for level in ("none", "default", "intense")}
 
 
@@ -39,6 +40,14 @@ def parse_align_loss(context, parameter, value):
     """Return {"contrast": weight, ...} of "contrast=1,shifts=0.3": the tasks above 0."""
     weights = named_weights(value, ALIGN_LOSSES, ALIGN_LOSSES[:1])
     return {name: weight for name, weight in weights.items() if weight}
+
+
+def parse_beside(context, parameter, value):
+    """Return the names that "maps+cca" holds, a sorted list; [] of "none"."""
+    names = [] if value == "none" else value.split("+")
+    if set(names) - {*BESIDE} or len(set(names)) < len(names):
+        raise click.BadParameter(f"{value!r} is not {', '.join(BESIDE)}, both joined by +, or none")
+    return sorted(names)
 
 
 def named_weights(value, tasks, usual):

@@ -16,10 +16,12 @@ from moleclip.molecules import MAX_ATOMS, Molecule, Rejected, canonical, flat_sm
 from moleclip.peaktables import LISTS
 from moleclip.spectra import NMR, PROTON, Spectrum, read_peaks, to_vector
 from moleclip.spectrumfiles import read_measured, spectrum_files
+from moleclip.splits import named_split
 from moleclip.tokens import smiles_views
 from moleclip.workers import parallel
 
 COLUMNS = (*LISTS, "spectrum", "spectra")  # that may hold the peaks
+PARTS = "split"  # column that says train, val or test
 TEST, VALIDATION = 0.2, 0.05  # parts of all molecules
 JITTER = {"nmr13c": 0.5, "nmr1h": 0.05}  # ppm: of each peak, in training
 LOST = 0.05  # part of the peaks that an augmented spectrum lacks
@@ -32,7 +34,7 @@ class Pairs(NamedTuple):
 
     rows: np.ndarray  # int64 (n,)
     graphs: list  # of Graph
-    given: list  # of Spectrum; of one zlib stream of a picture, of spellings' tokens, in a list
+    given: list  # of Spectrum, or of lists: a picture's zlib stream, spellings' tokens, sentences
     groups: np.ndarray  # int64 (n,): equal for rows of one molecule
     smiles: list  # as written
 
@@ -54,18 +56,18 @@ def find_column(path, header, wanted=None):
     )
 
 
-def read_graphs(path, smiles_column=None, max_atoms=MAX_ATOMS, workers=None, skip=()):
+def read_graphs(path, smiles_column=None, max_atoms=MAX_ATOMS, workers=None, skip=(), **how):
     """Return ([(Molecule, Graph)], {row: why it is left out}) of a file of molecules.
 
-    skip: rows that aren't wanted.
+    skip: rows that aren't wanted; how: what else `graph_of` takes.
     """
     molecules = [m for m in read_molecules(path, smiles_column) if m.row not in skip]
-    return graphs_of(path, molecules, max_atoms, workers)
+    return graphs_of(path, molecules, max_atoms, workers, **how)
 
 
-def graphs_of(path, molecules, max_atoms=MAX_ATOMS, workers=None):
+def graphs_of(path, molecules, max_atoms=MAX_ATOMS, workers=None, **how):
     """Return ([(Molecule, Graph)], {row: why it is left out}) of a list of Molecule of a path."""
-    results = parallel(graph_of, molecules, workers, max_atoms=max_atoms)
+    results = parallel(graph_of, molecules, workers, max_atoms=max_atoms, **how)
     bar = tqdm(results, total=len(molecules), unit=" molecules", desc="graphs", disable=None)
     return sorted_out(path, bar)
 
@@ -208,6 +210,21 @@ def split_pairs(pairs, kind, seed):
     test, held = (math.ceil(part * len(order)) for part in (TEST, TEST + VALIDATION))
     of = {"test": order[:test], "val": order[test:held], "train": order[held:]}
     return {part: np.flatnonzero(np.isin(groups, members)) for part, members in of.items()}
+
+
+def named_parts(path, smiles_column, pairs):
+    """Return {"train", "val", "test": int64 places among the pairs} as a column of parts says.
+
+    Raises click.ClickException.
+    """
+    words = {m.row: m.fields.get(PARTS) for m in read_molecules(path, smiles_column)}
+    if None in words.values():
+        raise click.ClickException(f"{path}: --split column: it has no column {PARTS!r}")
+    found = named_split(pairs.rows.tolist(), words, f"{path}: column {PARTS!r}")
+    return {
+        part: np.flatnonzero(np.isin(pairs.rows, rows))
+        for part, rows in zip(("train", "val", "test"), found)
+    }
 
 
 def augmented(spectrum, modality, random, jitter=1.0):

@@ -75,7 +75,7 @@ def new_query(modality, arch=None):
     """Return (encoder of a modality, how many numbers it gives). arch: of it, if it has one."""
     if modality == "picture":
         return PictureEncoder(arch), arch["args"]["output_dim"]
-    if modality == "smiles":
+    if modality in ("smiles", "text"):
         return TokenEncoder(arch), arch["width"]
     return SpectrumEncoder(modality), FEATURES
 

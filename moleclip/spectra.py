@@ -16,7 +16,7 @@ POSSIBLE = {"nmr13c": (-300.0, 400.0), "nmr1h": (-50.0, 30.0)}
 USUAL_1H = 15.0
 MASS = ("msms", "ei")
 SPECTRA = (*NMR, *MASS)
-MODALITIES = (*SPECTRA, "picture", "smiles")
+MODALITIES = (*SPECTRA, "picture", "smiles", "text")
 BINS = 260  # of an NMR spectrum's range
 WIDTHS = (1.0, 4.0)  # in bins: a peak is seen sharply, and from afar
 MASS_BINS, PER_UNIT = 3000, 2  # to m/z 1500
@@ -32,6 +32,7 @@ NAMES = {
     "ei": "EI-MS",
     "picture": "pictures",
     "smiles": "SMILES",
+    "text": "texts",
 }
 
 

@@ -1,10 +1,14 @@
-"""SMILES as lists of token numbers, 0 for what only fills up."""
+"""SMILES and texts as lists of token numbers, 0 for what only fills up."""
 
+import json
 import re
+from pathlib import Path
 
+import click
 import numpy as np
 from rdkit import Chem
 
+from moleclip.files import library, one_line
 from moleclip.molecules import MAX_ATOMS, parse
 
 PAD, MASK, OTHER, BEGIN = 0, 1, 2, 3  # numbers that are no part of a SMILES
@@ -25,7 +29,7 @@ INSIDE = (  # of brackets: they are read sign by sign
 VOCABULARY = {token: i for i, token in enumerate((*SIMPLE, *INSIDE), BEGIN + 1)}
 SIZE = 160  # of the vocabulary, with room
 IN_BRACKET = re.compile(r"@@?|\+\+|--|[A-Z][a-z]?|[a-z]{1,2}|\d|[+*:-]")
-LONGEST = 200  # tokens; what is longer is cut
+LONGEST = {"smiles": 200, "text": 256}  # tokens; what is longer is cut
 
 
 def smiles_tokens(smiles):
@@ -34,7 +38,7 @@ def smiles_tokens(smiles):
     for token in PATTERN.findall(smiles):
         inner = token[0] == "[" and token not in VOCABULARY
         words += ["[", *IN_BRACKET.findall(token[1:-1]), "]"] if inner else [token]
-    return [BEGIN, *(VOCABULARY.get(word, OTHER) for word in words)][:LONGEST]
+    return [BEGIN, *(VOCABULARY.get(word, OTHER) for word in words)][: LONGEST["smiles"]]
 
 
 def smiles_views(row, smiles, views=1, seed=0, max_atoms=MAX_ATOMS):
@@ -57,3 +61,43 @@ def padded_tokens(lists):
     for row, tokens in zip(rows, lists):
         row[: len(tokens)] = tokens
     return rows
+
+
+class TextTokens:
+    """The tokeniser of a folder in Hugging Face's layout, or of the text that is kept of one.
+
+    text: all of it, JSON. Raises click.ClickException.
+    """
+
+    def __init__(self, folder=None, text=None):
+        tokenizers = library("tokenizers", folder or "texts")
+        try:
+            self.reader = tokenizers.Tokenizer.from_str(text or tokenizer_text(folder, tokenizers))
+        except Exception as error:  # of tokenizers: it has no kinds of its own
+            raise click.ClickException(
+                f"{folder or 'model'}: its tokenizer.json can't be read ({one_line(error)})"
+            ) from None
+        self.reader.no_padding()
+        self.reader.no_truncation()
+        self.text = self.reader.to_str()
+
+    def __call__(self, text):
+        """Return the token numbers of a text, a list, all but the last at most LONGEST."""
+        found = self.reader.encode(text).ids
+        return found[: LONGEST["text"] - 1] + found[-1:] if self.is_cut(found) else found
+
+    def is_cut(self, found):
+        """Tell whether so many token numbers are too many."""
+        return len(found) > LONGEST["text"]
+
+
+def tokenizer_text(folder, tokenizers):
+    """Return a folder's tokenizer.json, or what its vocab.txt of BERT's older layout stands for."""
+    path = Path(folder) / "tokenizer.json"
+    if path.is_file() or not path.with_name("vocab.txt").is_file():
+        return path.read_text(encoding="utf-8")
+    config = path.with_name("tokenizer_config.json")
+    facts = json.loads(config.read_text()) if config.is_file() else {}
+    lower = facts.get("do_lower_case", True)
+    words = str(path.with_name("vocab.txt"))
+    return tokenizers.BertWordPieceTokenizer(words, lowercase=lower).to_str()

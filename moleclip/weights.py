@@ -204,16 +204,16 @@ def default_init():
     return "bundled" if BUNDLED.is_file() else "ViT-B/16"
 
 
-def read_safetensors(path):
-    """Return the tensors of a .safetensors file as fp32. Raises click.ClickException."""
+def read_safetensors(path, skip=()):
+    """Return a .safetensors file's tensors, but for `skip`, as fp32. Raises ClickException."""
     kinds = {"F16": torch.float16, "F32": torch.float32, "BF16": torch.bfloat16}
     tensors = {}
     try:
         data = bytearray(path.read_bytes())
         (length,) = struct.unpack_from("<Q", data)
         header = json.loads(bytes(data[8 : 8 + length]))
-        header.pop("__metadata__", None)
-        for name, entry in header.items():
+        wanted = [name for name in header if name not in ("__metadata__", *skip)]
+        for name, entry in zip(wanted, map(header.get, wanted)):
             kind, shape, start = kinds[entry["dtype"]], entry["shape"], entry["data_offsets"][0]
             count, start = math.prod(shape), 8 + length + start
             flat = torch.frombuffer(data, dtype=kind, count=count, offset=start)

@@ -11,7 +11,7 @@ from conftest import ROOT, STATIONS
 GROUND = [  # without torch; each may import from those before it
     *("files", "formats", "molecules", "workers", "options", "pixels"),
     *("styles", "drawing", "shards", "targets", "pictures", "features", "electronic", "blocks"),
-    *("calibration", "session", "onnxmodel", "outputs", "graphs", "spectra", "tokens"),
+    *("calibration", "session", "onnxmodel", "outputs", "graphs", "spectra", "tokens", "texts"),
     *("alignedmodel", "peaktables", "jcamp", "mzml", "spectrumfiles", "index", "hitspage"),
 ]
 UPPER = [
@@ -28,8 +28,8 @@ UPPER = [
     ),
     *("labels", "splits", "table", "metrics", "training", "gp", "forest", "model", "deploy"),
     *("heads", "choice", "results", "plots", "runs", "stages", "experiment", "gin"),
-    *("transformer", "queries", "aligned"),
-    *("pairtable", "alignscores", "alignstate", "alignedfile"),
+    *("transformer", "queries", "correlation", "counted", "aligned"),
+    *("pairtable", "textpairs", "alignscores", "alignstate", "alignedfile"),
 ]
 FLOORS = GROUND + UPPER
 HEAVY = {"torch", "clip", "sklearn", "scipy", "onnx"}
