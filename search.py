@@ -1,7 +1,8 @@
-"""Find the molecules of a library that a spectrum, a picture or a molecule is most like.
+"""Find the molecules of a library that a spectrum, a text, a picture or a molecule is most like.
 
     python search.py library.smi --peaks "20.6 22.7 62.7 81.3 82.9 122.1 132.1 170.5"
     python search.py aligned.onnx library.csv --spectrum spectra.mgf --html hits.html
+    python search.py text.onnx library.smi --text "a flavonoid with a methoxy group"
     python search.py aligned.onnx library.smi --part 1/8    # an eighth of the index, no search
 
 The library is embedded once, into the folder index/; then a search takes a moment. Needs
@@ -20,7 +21,7 @@ import numpy as np
 from rdkit import Chem, rdBase
 
 from moleclip import options
-from moleclip.alignedmodel import PICTURE, SMILES, UNLIKE, AlignedModel
+from moleclip.alignedmodel import PICTURE, SMILES, TEXT, UNLIKE, AlignedModel
 from moleclip.files import ROOT, check_output, final_path, kept_columns, save_table
 from moleclip.formats import find_smiles_column, input_kind
 from moleclip.graphs import graph_of
@@ -31,9 +32,11 @@ from moleclip.pictures import to_drawing
 from moleclip.pixels import to_rgb
 from moleclip.spectra import NMR, Spectrum, read_peaks
 from moleclip.spectrumfiles import read_spectra
+from moleclip.texts import read_text
 from moleclip.workers import try_item
 
 BUNDLED = ROOT / "weights" / "aligned-nmr13c.onnx"
+OF_TEXTS = ROOT / "weights" / "aligned-text.onnx"
 OWN = ("query", "rank", "row", "smiles", "name", "score", "formula", "mass")  # columns of hits.csv
 RANKED_AGAIN = 2000  # molecules whose peaks are compared, or 20 times --top
 SAID = 10  # queries of which the console speaks
@@ -46,15 +49,18 @@ class Query(NamedTuple):
     embedding: np.ndarray  # float32 (dim,)
     spectrum: Spectrum | None = None
     picture: np.ndarray | None = None  # palette indices, uint8 (224, 224)
-    text: str = ""  # a SMILES
+    text: str = ""  # a SMILES, or a text
+    doubt: str = ""  # why the hits mean little
+    rated: bool = True  # whether the right molecules' scores in validation are like its own
 
 
-def name_arguments(arguments):
+def name_arguments(arguments, asked):
     """Return the paths of model and library, of one argument or two. Raises click.UsageError."""
     *model, library = arguments
     if len(model) > 1 or library.lower().endswith(".onnx"):
         raise click.UsageError("give a LIBRARY of molecules, and before it a MODEL if you have one")
-    return model[0] if model else str(BUNDLED), library
+    bundled = BUNDLED if asked.text is None else OF_TEXTS
+    return model[0] if model else str(bundled), library
 
 
 def read_queries(model, asked):
@@ -62,9 +68,7 @@ def read_queries(model, asked):
 
     A spectrum of a file that can't be used is named, and left out.
     """
-    given = [
-        name for name in ("peaks", "spectrum", "picture", "smiles") if vars(asked)[name] is not None
-    ]
+    given = [name for name in READERS if vars(asked)[name] is not None]
     if len(given) > 1:
         raise click.UsageError(f"--{given[0]} and --{given[1]}: give one kind of query")
     kind = given[0] if given else None
@@ -72,15 +76,14 @@ def read_queries(model, asked):
         raise click.UsageError("--precursor belongs to --peaks; a file has its own")
     if asked.precursor and model.modality in NMR:
         raise click.UsageError(f"--precursor: {model.title} has none")
-    if kind in ("peaks", "spectrum", "picture"):
+    if kind and kind != "smiles":
         check_kind(model, kind)
-    read = {"peaks": of_peaks, "spectrum": of_file, "picture": of_picture, "smiles": of_smiles}
-    return read[kind](model, asked) if kind else []
+    return READERS[kind](model, asked) if kind else []
 
 
 def check_kind(model, kind):
     """Raise click.UsageError if the model takes another kind of query."""
-    own = {PICTURE: ("picture",), SMILES: ("smiles",)}
+    own = {PICTURE: ("picture",), SMILES: ("smiles",), TEXT: ("text",)}
     takes = own.get(model.modality, ("peaks", "spectrum"))
     if kind not in takes:
         wanted = " or ".join(f"--{each}" for each in takes)
@@ -128,14 +131,36 @@ def of_picture(model, asked):
 def of_smiles(model, asked):
     """Return the Query of --smiles: the molecule's own embedding, or a model of SMILES' one."""
     with rdBase.BlockLogs():
-        graph = try_item(graph_of, 0, asked.smiles, "", {"max_atoms": model.max_atoms})
+        graph = try_item(graph_of, 0, asked.smiles, "", model.takes)
     if isinstance(graph, Rejected):
         raise click.ClickException(f"--smiles: {graph}")
     if model.modality == SMILES:
         embedding = model.embed_query(asked.smiles)
     else:
         embedding = model.embed_molecules([graph])[0][0]
-    return [Query("smiles", embedding, text=asked.smiles)]
+    return [Query("smiles", embedding, text=asked.smiles, rated=False)]
+
+
+def of_text(model, asked):
+    """Return the Query of --text."""
+    try:
+        text, was_cut = read_text(asked.text)
+    except Rejected as reason:
+        raise click.ClickException(f"--text: {reason}") from None
+    tokens, most = model.tokens.count(text), model.tokens.longest
+    if was_cut or tokens > most:
+        click.echo(f"--text: is long; of {tokens} tokens the encoder reads {most}", err=True)
+    doubt = model.vocabulary.doubt(text)
+    return [Query("text", model.embed_query(text), text=text, doubt=doubt)]
+
+
+READERS = {
+    "peaks": of_peaks,
+    "spectrum": of_file,
+    "picture": of_picture,
+    "smiles": of_smiles,
+    "text": of_text,
+}
 
 
 def parse_formula(context, parameter, value):
@@ -209,7 +234,7 @@ def find_answers(model, index, queries, asked):
             )
             for rank, i in enumerate(order, 1)
         ]
-        remark = unlike(model, query, hits) if hits else none
+        remark = query.doubt or unlike(model, query, hits) if hits else none
         answers.append(Answer(query.name, query.spectrum, query.picture, query.text, hits, remark))
     return answers
 
@@ -217,7 +242,7 @@ def find_answers(model, index, queries, asked):
 def unlike(model, query, hits):
     """Return a warning if even the best hit is unlike the query, else ""."""
     least = model.least_likely()
-    if query.text or least is None or hits[0].score >= least:
+    if not query.rated or least is None or hits[0].score >= least:
         return ""
     return (
         f"even the best hit is unlike: it scores {hits[0].score:.3f}, and of {100 - UNLIKE}% of "
@@ -292,6 +317,7 @@ def say(answers, asked, index, seconds):
 @click.option("--spectrum", help="File of spectra, each a query.")
 @click.option("--picture", help="A .png or .jpg of a molecule.")
 @click.option("--smiles", help="A molecule, to find others like it.")
+@click.option("--text", help="What is said of a molecule.")
 @options.shown("--top", 20, "Hits of each query.", type=click.IntRange(1, 10**5))
 @click.option("--formula", callback=parse_formula, help="Only molecules of this formula.")
 @click.option(
@@ -311,11 +337,12 @@ def say(answers, asked, index, seconds):
 def main(arguments, **asked):
     """Find the molecules of LIBRARY that a query is most like, by an aligned.onnx of export.py's.
 
-    MODEL: by default the bundled one, of 13C NMR. LIBRARY: .smi, .txt, .csv, .tsv, .sdf, gzipped or
-    not, .xlsx, .parquet. Without a query the library is embedded and nothing searched.
+    MODEL: by default the bundled one, of 13C NMR or, with --text, of texts. LIBRARY: .smi, .txt,
+    .csv, .tsv, .sdf, gzipped or not, .xlsx, .parquet. Without a query the library is embedded and
+    nothing searched.
     """
     asked = SimpleNamespace(**asked)
-    path, library = name_arguments(arguments)
+    path, library = name_arguments(arguments, asked)
     library = find_input(library)
     if library == "-":
         raise click.UsageError("the library is read more than once; give a file")

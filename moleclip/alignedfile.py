@@ -11,11 +11,11 @@ import torch
 from onnx import numpy_helper
 from rdkit import rdBase
 
-from moleclip.aligned import DIM, load_aligned
+from moleclip.aligned import load_aligned
 from moleclip.alignedmodel import aligned_props, query_input
 from moleclip.deploy import save_onnx, traced
 from moleclip.files import check_output, save_whole
-from moleclip.graphs import Graphs, graph_of, join
+from moleclip.graphs import fragment_counts, graph_of, join
 from moleclip.pixels import SIZE
 from moleclip.spectra import vector_width
 from moleclip.tokens import LONGEST, padded_tokens, smiles_tokens
@@ -37,14 +37,24 @@ def is_aligned(run):
         return False
 
 
-def examples_of(modality, smiles, queries):
-    """Return (Graphs of molecules, queries as the modality's encoder takes them), arrays."""
-    graphs, random = join([graph_of(0, text) for text in smiles]), np.random.default_rng(0)
+def examples_of(arch, smiles, queries):
+    """Return the inputs of a model, {name: array}, for molecules and so many queries."""
+    modality, random = arch["modality"], np.random.default_rng(0)
     if modality == "picture":
-        return graphs, random.integers(0, 256, (queries, SIZE, SIZE, 3)).astype(np.uint8)
-    if modality == "smiles":
-        return graphs, padded_tokens([smiles_tokens(text) for text in LISTED[:queries]])
-    return graphs, random.random((queries, vector_width(modality))).astype(np.float32)
+        given = random.integers(0, 256, (queries, SIZE, SIZE, 3)).astype(np.uint8)
+    elif modality == "smiles":
+        given = padded_tokens([smiles_tokens(text) for text in LISTED[:queries]])
+    elif modality == "text":
+        lengths = random.integers(3, 20, queries)
+        given = padded_tokens([random.integers(1, arch["query"]["vocabulary"], n) for n in lengths])
+    else:
+        given = random.random((queries, vector_width(modality))).astype(np.float32)
+    graphs = [graph_of(0, text, fragments=True) for text in smiles]
+    inputs = join(graphs)._asdict() | {query_input(modality): given}
+    if arch.get("beside"):
+        words = random.random((queries, arch["words"])) < 0.01
+        inputs |= {"fragments": fragment_counts(graphs), "words": words.astype(np.float32)}
+    return inputs
 
 
 def export_aligned(path, out):
@@ -58,23 +68,23 @@ def export_aligned(path, out):
         raise click.ClickException(f"{path}: its run has not ended; align.py --resume goes on")
     modality, names = model.arch["modality"], ["molecule", "query"]
     names += ["shifts"] * model.arch["shifts"]
-    asked = query_input(modality)
     atoms, bonds, molecules, queries = map(
         torch.export.Dim, ["atoms", "bonds", "molecules", "queries"]
     )
+    inputs = examples_of(model.arch, PROBES, 2)
     sizes = [{0: size} for size in (atoms, bonds, bonds, atoms, molecules, queries)]
-    if modality == "smiles":
-        sizes[-1][1] = torch.export.Dim("tokens", max=LONGEST[modality])
-    graphs, given = examples_of(modality, PROBES, 2)
-    tensors = [torch.from_numpy(array) for array in (*graphs, given)]
-    found = []
+    sizes += [{0: molecules}, {0: queries}][: len(inputs) - len(sizes)]
+    if modality in LONGEST:
+        sizes[5][1] = torch.export.Dim("tokens", max=model.arch["query"]["positions"])
+    tensors, found = [torch.from_numpy(array) for array in inputs.values()], []
 
     round_weights(model)
 
     def write(name):
-        proto = traced(model, tensors, [*Graphs._fields, asked], names, tuple(sizes))
-        save_onnx(halved(proto), name, aligned_props(describe(model, checkpoint)))
-        found.append(compare(model, name, asked))
+        proto = traced(model, tensors, list(inputs), names, tuple(sizes))
+        props = aligned_props(describe(model, checkpoint), checkpoint.get("texts"))
+        save_onnx(halved(proto), name, props)
+        found.append(compare(model, name))
 
     save_whole(out, write)
     size = Path(out).stat().st_size / 1e6
@@ -110,15 +120,15 @@ def halved(proto):
     return proto
 
 
-def compare(model, path, asked):
+def compare(model, path):
     """Return the largest difference from PyTorch. Raises click.ClickException beyond BOUND."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     gaps = []
     for smiles, queries in ((PROBES[2:3], 1), (MORE, 3), (PROBES + MORE, 5)):
-        graphs, given = examples_of(model.arch["modality"], smiles, queries)
+        inputs = examples_of(model.arch, smiles, queries)
         with torch.no_grad():
-            wanted = model(*(torch.from_numpy(array) for array in (*graphs, given)))
-        got = session.run(None, graphs._asdict() | {asked: given})
+            wanted = model(*(torch.from_numpy(array) for array in inputs.values()))
+        got = session.run(None, inputs)
         scales = (1, 1, 100)
         gaps += [np.abs(g - w.numpy()).max() / s for g, w, s in zip(got, wanted, scales)]
     worst = float(np.max(gaps))
@@ -131,13 +141,22 @@ def describe(model, checkpoint):
     """Return what search.py, and a stranger, has to know of the model."""
     config, best = checkpoint["config"], checkpoint["best"]
     asked = ("input", "split", "seed", "epochs", "batch", "loss", "unfreeze", "width", "layers")
+    asked += ("text_layers",) if "text_layers" in config else ()
     return checkpoint["calibration"] | {
         "modality": model.arch["modality"],
         "contrast": model.arch["contrast"],
-        "dim": DIM,
+        "dim": model.dim,
         "max_atoms": config["max_atoms"],
+        **of_texts(model.arch),
         "training": {name: config[name] for name in asked},
         "validation": {name: value for name, value in best.items() if name.startswith("val_")},
         "versions": {"torch": str(torch.__version__), "rdkit": rdBase.rdkitVersion}
         | {"onnx": onnx.__version__},
     }
+
+
+def of_texts(arch):
+    """Return what of a model of texts its file says besides."""
+    if arch["modality"] != "text":
+        return {}
+    return {"beside": arch["beside"], "longest": arch["query"]["positions"]}

@@ -1,9 +1,11 @@
 """aligned.onnx: its contract, written and read here alone, and both encoders ready to run.
 
 Inputs of the graph encoder: the fields of Graphs. Of the other modality's: `spectrum`, float32
-(queries, vector_width), or `images`, uint8 (queries, 224, 224, 3). All have to be fed. Outputs
-`molecule` and `query`, float32 (n, dim), whose inner product is a score; `shifts`, float32 (atoms,
-2), of 13C and 1H in ppm, where those were learned. One text of metadata: facts in JSON.
+(queries, vector_width), `images`, uint8 (queries, 224, 224, 3), or `tokens`, int64 (queries,
+tokens). Of texts also `words`, float32 (queries, terms), and `fragments`, uint8 (molecules,
+FRAGMENTS), where what is counted stands beside. All have to be fed. Outputs `molecule` and `query`,
+float32 (n, dim), whose inner product is a score; `shifts`, float32 (atoms, 2), of 13C and 1H in
+ppm, where those were learned. Metadata: facts in JSON; of texts the tokeniser and the vocabulary.
 """
 
 import hashlib
@@ -16,19 +18,21 @@ import numpy as np
 import onnxruntime
 
 from moleclip.files import one_line
-from moleclip.graphs import ATOM_SIZES, Graph, join
+from moleclip.graphs import ATOM_SIZES, Graph, fragment_counts, join
 from moleclip.onnxmodel import FACTS as OF_MODELS
 from moleclip.onnxmodel import check_format
 from moleclip.pixels import SIZE
 from moleclip.session import open_session
 from moleclip.spectra import MODALITIES, NAMES, NMR, peak_distance, to_vector, vector_width
-from moleclip.tokens import padded_tokens, smiles_tokens
+from moleclip.texts import LARGE, Vocabulary
+from moleclip.tokens import TextTokens, padded_tokens, smiles_tokens
 
 FORMAT = 1  # newest format of metadata that this version understands
 FACTS = "moleclip_aligned"  # name of the metadata
-PICTURE, SMILES = "picture", "smiles"
+TOKENIZER, VOCABULARY = "moleclip_tokenizer", "moleclip_vocabulary"  # of a model of texts
+PICTURE, SMILES, TEXT = "picture", "smiles", "text"
 UNLIKE = 5  # per cent of the right molecules score less: below that even the best hit is unlike
-BATCH = 256  # graphs in one call
+BATCH, TEXTS = 256, 32  # graphs, and texts, in one call
 # A stand-in for the molecules while a query is embedded.
 BLANK = Graph(
     np.zeros((1, len(ATOM_SIZES)), np.uint8),
@@ -37,12 +41,19 @@ BLANK = Graph(
     np.zeros(1, np.uint8),
     0.0,
     "",
+    (np.zeros(0, np.uint16), np.zeros(0, np.uint8)),
 )
 
 
-def aligned_props(facts):
-    """Return the metadata of an aligned.onnx, {name: text}, from plain facts: see `read_facts`."""
-    return {FACTS: json.dumps({"format": FORMAT} | facts)}
+def aligned_props(facts, texts=None):
+    """Return the metadata of an aligned.onnx, {name: text}, from plain facts: see `read_facts`.
+
+    texts: {"tokenizer", "vocabulary"}, each as text, of a model of texts.
+    """
+    props = {FACTS: json.dumps({"format": FORMAT} | facts)}
+    if texts:
+        props |= {TOKENIZER: texts["tokenizer"], VOCABULARY: texts["vocabulary"]}
+    return props
 
 
 def read_facts(path, session):
@@ -50,7 +61,8 @@ def read_facts(path, session):
 
     modality, dim, max_atoms; contrast, versions, training, for people; match_weight: what a ppm of
     `peak_distance` takes off a score, 0 if peaks don't count; true_scores: of the right molecules
-    in validation, ascending. Raises click.ClickException for any other file.
+    in validation, ascending; beside: of texts, what stands beside the encoders; longest: tokens
+    that are read. Raises click.ClickException for any other file.
     """
     props = session.get_modelmeta().custom_metadata_map
     if FACTS not in props:
@@ -63,6 +75,7 @@ def read_facts(path, session):
         check_format(path, facts, FORMAT)
         facts["match_weight"] = float(facts.get("match_weight") or 0)
         facts["true_scores"] = sorted(map(float, facts.get("true_scores") or []))
+        facts["beside"] = list(facts.get("beside") or [])
         whole = type(facts["dim"]) is type(facts["max_atoms"]) is int
         if not whole or facts["modality"] not in MODALITIES:
             raise ValueError
@@ -77,14 +90,17 @@ def read_facts(path, session):
 def check_signature(path, session, facts):
     """Raise click.ClickException if a model has not the inputs and outputs that its facts say."""
     wanted = {"atoms", "bonds", "kinds", "owner", "counts", query_input(facts["modality"])}
+    wanted |= {"fragments", "words"} if facts["beside"] else set()
     shapes = {given.name: given.shape for given in [*session.get_inputs(), *session.get_outputs()]}
     missing = sorted({*wanted, "molecule", "query"} - {*shapes})
     if missing or {given.name for given in session.get_inputs()} != wanted:
         lacks = f"lacks {', '.join(missing)}" if missing else "has inputs that nobody knows"
         raise click.ClickException(f"{path}: {lacks}; export it again with export.py")
     kind = facts["modality"]
-    given, width = shapes[query_input(kind)][1], blank_query(kind).shape[1]
-    width = given if kind == SMILES else width  # any number of tokens
+    given = shapes[query_input(kind)][1]
+    width = given  # any number of tokens
+    if kind not in (SMILES, TEXT):
+        width = blank_query(kind).shape[1]
     if [given, shapes["molecule"][1]] != [width, facts["dim"]]:
         raise click.ClickException(
             f"{path}: its inputs or outputs have other widths than this moleclip's; export it again"
@@ -93,15 +109,15 @@ def check_signature(path, session, facts):
 
 def query_input(modality):
     """Return the name of a modality's input."""
-    return {PICTURE: "images", SMILES: "tokens"}.get(modality, "spectrum")
+    return {PICTURE: "images", SMILES: "tokens", TEXT: "tokens"}.get(modality, "spectrum")
 
 
 def blank_query(modality):
     """Return a query that says nothing, as the model takes it."""
     if modality == PICTURE:
         return np.full((1, SIZE, SIZE, 3), 255, np.uint8)
-    if modality == SMILES:
-        return padded_tokens([smiles_tokens("C")])
+    if modality in (SMILES, TEXT):
+        return padded_tokens([[1, 1]])
     return np.zeros((1, vector_width(modality)), np.float32)
 
 
@@ -126,12 +142,38 @@ class AlignedModel:
         outputs = {output.name for output in self.session.get_outputs()}
         self.predicts_shifts = "shifts" in outputs and self.modality in NMR
         self.device = self.session.get_providers()[0].removesuffix("ExecutionProvider")
+        if self.modality == TEXT:
+            self.tokens, self.vocabulary = self.read_texts()
         with open(path, "rb") as stream:
             self.sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
 
-    def run(self, outputs, graphs, query):
-        """Return the named outputs of Graphs and of a query, both as the model takes them."""
-        given = graphs._asdict() | {query_input(self.modality): query}
+    def read_texts(self):
+        """Return (TextTokens, Vocabulary) of the metadata. Raises click.ClickException."""
+        props = self.session.get_modelmeta().custom_metadata_map
+        try:
+            vocabulary = Vocabulary.from_json(props[VOCABULARY])
+            return TextTokens(self.path, props[TOKENIZER], int(self.facts["longest"])), vocabulary
+        except (TypeError, ValueError, KeyError):
+            raise click.ClickException(
+                f"{self.path}: its tokeniser or vocabulary is missing or damaged; export it again"
+            ) from None
+
+    @property
+    def takes(self):
+        """What `graph_of` has to be told, a dict."""
+        counted = {"fragments": True} if self.facts["beside"] else {}
+        return {"max_atoms": self.max_atoms} | counted
+
+    def run(self, outputs, graphs, query, words=None):
+        """Return the named outputs of a list of Graph and of a query, as the model takes it.
+
+        words: of texts, as `Vocabulary.vectors` gives them, where the model takes any.
+        """
+        given = join(graphs)._asdict() | {query_input(self.modality): query}
+        if self.facts["beside"]:
+            blank = np.zeros((len(query), len(self.vocabulary.terms)), np.float32)
+            given["words"] = blank if words is None else words
+            given["fragments"] = fragment_counts(graphs)
         options = onnxruntime.RunOptions()
         with suppress(AttributeError):  # the other side's encoder is spared
             options.only_execute_path_to_fetches = True
@@ -152,21 +194,34 @@ class AlignedModel:
         outputs = ["molecule"] + ["shifts"] * self.predicts_shifts
         for start in range(0, len(graphs), BATCH):
             some = graphs[start : start + BATCH]
-            batch = join(some)
-            found, *told = self.run(outputs, batch, blank_query(self.modality))
+            found, *told = self.run(outputs, some, blank_query(self.modality))
             embeddings.append(found)
-            for graph, first in zip(some, batch.starts) if told else ():
+            starts = np.cumsum([0, *(len(graph.atoms) for graph in some)])
+            for graph, first in zip(some, starts) if told else ():
                 atoms = first + graph.alike(self.modality)
                 shifts.append(told[0][atoms, list(NMR).index(self.modality)])
         return np.concatenate(embeddings), shifts if self.predicts_shifts else None
 
     def embed_query(self, given):
-        """Return the embedding (dim,) of a Spectrum, a picture (224, 224, 3), or a SMILES."""
+        """Return the embedding (dim,) of a Spectrum, a picture (224, 224, 3), SMILES or text."""
+        if self.modality == TEXT:
+            return self.embed_texts([given])[0]
         if self.modality == SMILES:
             query = padded_tokens([smiles_tokens(given)])
         else:
             query = (given if self.modality == PICTURE else to_vector(given, self.modality))[None]
-        return self.run(["query"], join([BLANK]), query)[0][0]
+        return self.run(["query"], [BLANK], query)[0][0]
+
+    def embed_texts(self, texts):
+        """Return the embeddings of a list of texts, float32 (n, dim), by a model of texts."""
+        order = np.argsort([len(text) for text in texts], kind="stable")
+        found = np.zeros((len(texts), self.dim), np.float32)
+        for part in np.array_split(order, -(-len(order) // TEXTS)):
+            some = [texts[i] for i in part]
+            words = LARGE * self.vocabulary.vectors(some)
+            tokens = padded_tokens([self.tokens(text) for text in some])
+            found[part] = self.run(["query"], [BLANK], tokens, words)[0]
+        return found
 
     def final_scores(self, products, shifts, spectrum):
         """Return the scores of molecules, float64 (n,), as they are ranked and calibrated.

@@ -97,6 +97,8 @@ class AlignState:
             reader = TextReader.of(config["text_encoder"], *own)
             arch = arch | {"words": len(reader.vocabulary.terms)}
         model, given = new_model(config, arch, world, device, pairs.given, learned)
+        if reader:
+            reader.tokens.longest = model.query.arch["positions"]
         if other and not resumed:
             world.print0(take_over(model, other, config["graph"]))
         if model.dim > DIM and not resumed and world.rank == 0:

@@ -9,10 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from moleclip.correlation import correlate
+from moleclip.texts import LARGE
 
 MAPPED, JOINT = 64, 256  # numbers of a map, and of a place
 LOST = 0.2  # part of what is counted that a map doesn't see in training
-LARGE = 10.0  # words' rows have the length 1: fragments' have about ten times as much
 
 
 class Counted(nn.Module):

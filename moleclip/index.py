@@ -147,8 +147,7 @@ class Index:
         """Embed and write the blocks of these numbers."""
         molecules = read_molecules(self.library, self.column)
         wanted = (m for m in molecules if m.row // ROWS in missing)
-        how = {"max_atoms": self.model.max_atoms}
-        made = prefetch(parallel(graph_of, wanted, workers, **how), 4 * BATCH)
+        made = prefetch(parallel(graph_of, wanted, workers, **self.model.takes), 4 * BATCH)
         bar = tqdm(total=total, desc="embedding", unit=" molecules", disable=None)
         with closing(made), bar:
             for number, members in itertools.groupby(made, lambda pair: pair[0].row // ROWS):

@@ -6,12 +6,13 @@ import click
 import numpy as np
 import torch
 
-from moleclip.counted import LARGE, fit_places
+from moleclip.counted import fit_places
 from moleclip.graphs import fragment_counts
 from moleclip.molecules import Rejected
 from moleclip.pairtable import Pairs, as_pairs, joined
 from moleclip.texts import (
     COLUMNS,
+    LARGE,
     LONGEST,
     NAMES,
     Vocabulary,

@@ -66,10 +66,10 @@ def padded_tokens(lists):
 class TextTokens:
     """The tokeniser of a folder in Hugging Face's layout, or of the text that is kept of one.
 
-    text: all of it, JSON. Raises click.ClickException.
+    text: all of it, JSON; longest: tokens that are kept of a text. Raises click.ClickException.
     """
 
-    def __init__(self, folder=None, text=None):
+    def __init__(self, folder=None, text=None, longest=LONGEST["text"]):
         tokenizers = library("tokenizers", folder or "texts")
         try:
             self.reader = tokenizers.Tokenizer.from_str(text or tokenizer_text(folder, tokenizers))
@@ -79,16 +79,16 @@ class TextTokens:
             ) from None
         self.reader.no_padding()
         self.reader.no_truncation()
-        self.text = self.reader.to_str()
+        self.text, self.longest = self.reader.to_str(), longest
 
     def __call__(self, text):
-        """Return the token numbers of a text, a list, all but the last at most LONGEST."""
+        """Return the token numbers of a text, a list, the last one kept where it is too long."""
         found = self.reader.encode(text).ids
-        return found[: LONGEST["text"] - 1] + found[-1:] if self.is_cut(found) else found
+        return found[: self.longest - 1] + found[-1:] if len(found) > self.longest else found
 
-    def is_cut(self, found):
-        """Tell whether so many token numbers are too many."""
-        return len(found) > LONGEST["text"]
+    def count(self, text):
+        """Return how many tokens a text has."""
+        return len(self.reader.encode(text).ids)
 
 
 def tokenizer_text(folder, tokenizers):

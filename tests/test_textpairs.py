@@ -1,0 +1,281 @@
+"""Texts: what is read of them, BERT as its files have it, and a run, its file and its answers."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from bert import LAYERS, WIDTH, weights_of, write_bert, write_texts
+from conftest import ROOT, invoke, mistake, rows_of
+from torch.nn import functional as F
+
+import align
+import export
+import search
+from moleclip.aligned import hinge_loss, load_aligned
+from moleclip.alignedmodel import AlignedModel
+from moleclip.correlation import correlate
+from moleclip.graphs import fragment_counts, graph_of
+from moleclip.molecules import Rejected
+from moleclip.textpairs import same_text
+from moleclip.texts import LONGEST, Vocabulary, passage, read_text, sentences_of, without_names
+from moleclip.tokens import TextTokens
+from moleclip.transformer import load_bert
+from moleclip.weights import load_checkpoint
+
+SMALL = ["--width", "16", "--layers", "2", "--batch", "16", "--epochs", "2", "--workers", "1"]
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """A folder with a tiny BERT and a table of 60 molecules; rows 4 to 6 are of no use."""
+    folder = tmp_path_factory.mktemp("texts")
+    write_bert(folder / "bert")
+    rows = write_texts(folder / "texts.csv", 60)
+    lines = (folder / "texts.csv").read_text().splitlines()
+    lines[5] = "m4,C1CC,It has a ring."
+    lines[6] = f'm5,{rows[5][1]},""'
+    lines[7] = 'm6,,"A text without a molecule."'
+    (folder / "texts.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def learned(texts):
+    """The aligned.pt that align.py makes of them, and its ONNX file beside it."""
+    how = "--modality", "text", "--text-encoder", texts / "bert", "--text-layers", 1, *SMALL
+    said = invoke(align.main, texts / "texts.csv", *how, "-o", texts / "text.pt")
+    assert "57 pairs (12 test, 3 val, 42 train); 3 rows are left out, the first row 4" in said
+    invoke(export.main, texts / "text.pt", "-o", texts / "text.onnx")
+    return texts
+
+
+def test_what_is_read_of_a_text():
+    assert read_text(" An  acid\x00\n with <b>one</b>\tring. ") == (
+        "An acid with <b>one</b> ring.",
+        False,
+    )
+    long, cut = read_text("word " * 10000)
+    assert cut and len(long.split()) == LONGEST
+    for nothing in ("", " \x07\n", "12 - 3"):
+        with pytest.raises(Rejected, match="no text"):
+            read_text(nothing)
+    text = "It is an acid. It has 1.5 rings, i.e. few. (It is new.)"
+    assert sentences_of(text) == ["It is an acid.", "It has 1.5 rings, i.e. few.", "(It is new.)"]
+    named = "Aspirin, or acetylsalicylic acid (ASPIRIN), not aspirin-d4, is sold."
+    masked = "the molecule, or the molecule (the molecule), not aspirin-d4, is sold."
+    assert without_names(named, ["aspirin", "", "acetylsalicylic acid"]) == masked
+    random = np.random.default_rng(0)
+    kept = np.array([passage(["a", "b", "c"], random) for _ in range(300)])
+    assert kept.any(1).all() and kept.all(1).any() and (kept.sum(1) == 1).any()
+
+
+def test_words_weigh_by_how_rare_they_are():
+    vocabulary = Vocabulary.of(["an acid ring", "The acid", "the ring, ring", "unique acid"])
+    assert vocabulary.terms == ["acid", "ring"]
+    row = vocabulary.vectors(["Ring ring acid acid-ring?"])[0]
+    acid, ring = (1 + np.log(2)) * (np.log(5 / 4) + 1), (1 + np.log(3)) * (np.log(5 / 3) + 1)
+    assert row == pytest.approx(np.array([acid, ring]) / np.hypot(acid, ring), rel=1e-5)
+    assert not vocabulary.vectors(["nothing known"]).any()
+    assert vocabulary.doubt("an acid ring") == "" and "of its 3 words" in vocabulary.doubt(
+        "un az zu"
+    )
+    again = Vocabulary.from_json(vocabulary.to_json())
+    assert again.terms == vocabulary.terms and again.weights == pytest.approx(
+        vocabulary.weights, abs=1e-5
+    )
+
+
+def test_bert_is_what_its_files_say(texts):
+    """The reference is BERT's own arithmetic, by numpy, from the weights that were written."""
+    words = json.loads((texts / "bert" / "config.json").read_text())["vocab_size"]
+    weights = weights_of(words, 64, 48).items()
+    weights = {name.removeprefix("bert."): array.astype(float) for name, array in weights}
+    encoder, tokens = load_bert(texts / "bert"), TextTokens(texts / "bert")
+    assert encoder.arch["vocabulary"] == len(weights["embeddings.word_embeddings.weight"])
+    numbers = tokens("The molecule has an Amide.")
+    assert numbers[0] == 2 and numbers[-1] == 3 and 1 not in numbers
+
+    def linear(x, at):
+        return x @ weights[f"{at}.weight"].T + weights[f"{at}.bias"]
+
+    def norm(x, at):
+        x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-12)
+        return x * weights[f"{at}.weight"] + weights[f"{at}.bias"]
+
+    at = "embeddings."
+    x = weights[f"{at}word_embeddings.weight"][numbers]
+    x = x + weights[f"{at}position_embeddings.weight"][: len(numbers)]
+    x = norm(x + weights[f"{at}token_type_embeddings.weight"][0], f"{at}LayerNorm")
+    for i in range(LAYERS):
+        at, heads = f"encoder.layer.{i}.", []
+        for part in np.split(np.arange(WIDTH), 2):
+            q, k, v = (
+                linear(x, f"{at}attention.self.{n}")[:, part] for n in ("query", "key", "value")
+            )
+            shares = np.exp(q @ k.T / np.sqrt(len(part)))
+            heads.append(shares / shares.sum(1, keepdims=True) @ v)
+        x = norm(
+            x + linear(np.hstack(heads), f"{at}attention.output.dense"),
+            f"{at}attention.output.LayerNorm",
+        )
+        up = F.gelu(torch.tensor(linear(x, f"{at}intermediate.dense"))).numpy()
+        x = norm(x + linear(up, f"{at}output.dense"), f"{at}output.LayerNorm")
+    with torch.no_grad():
+        # filled up, as in a batch with a longer text
+        found = encoder(torch.tensor([[*numbers, 0, 0]]))[0]
+    assert found.numpy() == pytest.approx(x.mean(0), abs=2e-5)
+    assert tokens("amide " * 400) == [2] + tokens("amide")[1:2] * 254 + [3]
+
+
+def test_correlation_finds_what_two_sides_share():
+    random = np.random.default_rng(0)
+    shared = random.normal(size=(400, 3))
+    sides = [
+        np.hstack([shared @ random.normal(size=(3, 5)), random.normal(size=(400, n))])
+        for n in (40, 500)  # fewer columns than rows, and more
+    ]
+    sides = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in sides]
+    one, other = (side[:300] @ w for side, w in zip(sides, correlate(*(s[:300] for s in sides), 3)))
+    both = np.corrcoef(one.T, other.T)[:3, 3:]
+    assert np.diag(both).min() > 0.8 and np.abs(both - np.diag(np.diag(both))).max() < 0.2
+
+
+def test_molecules_of_one_text_are_one_group():
+    """0 and 1 are of one molecule, 1 and 3 of one text, 3 and 4 of one molecule again."""
+    given = [["a"], ["b", "c"], ["d"], ["B", "c"], ["e"]]
+    groups = same_text(np.array([0, 0, 1, 2, 2]), given)
+    assert groups.tolist() == [0, 0, 1, 0, 0]
+
+
+def test_the_hinge_takes_the_worst_other():
+    asked = F.normalize(torch.tensor([[1.0, 0.1], [0.9, 0.2], [0.0, 1.0]]), dim=1)
+    scores = (asked @ asked.T).numpy()
+
+    def wanted(*worst):
+        return 2 * np.mean([max(0, 0.2 + scores[i, j] - 1) for i, j in enumerate(worst)])
+
+    alone, together = torch.arange(3), torch.tensor([0, 0, 1])
+    assert hinge_loss(asked, asked, alone).item() == pytest.approx(wanted(1, 0, 1), rel=1e-4)
+    assert hinge_loss(asked, asked, together).item() == pytest.approx(wanted(2, 2, 1), rel=1e-4)
+    assert wanted(1, 0, 1) > wanted(2, 2, 1)
+
+
+def test_fragments_are_counted(texts):
+    graphs = [graph_of(0, text, fragments=True) for text in ("CCO", "OCC", "C[C@H](N)O", "CO")]
+    counts = fragment_counts(graphs)
+    assert np.array_equal(counts[0], counts[1]) and counts.sum(1).tolist()[3] > 0
+    other = fragment_counts([graph_of(0, "C[C@@H](N)O", fragments=True)])
+    assert (counts[2] != other[0]).any() and graph_of(0, "CCO").fragments is None
+
+
+def test_only_the_last_layer_has_learned(learned):
+    before, (model, _) = load_bert(learned / "bert"), load_aligned(learned / "text.pt")
+    after = model.query.state_dict()
+    moved = {name for name, w in before.state_dict().items() if not torch.equal(w, after[name])}
+    assert moved and all(name.startswith("layers.1.") for name in moved)
+
+
+def test_the_file_finds_by_texts_what_pytorch_finds(learned, tmp_path):
+    file, (model, _) = (
+        AlignedModel(learned / "text.onnx", "cpu"),
+        load_aligned(learned / "text.pt"),
+    )
+    assert file.dim == model.dim == 512 and file.vocabulary.terms
+    asked = ["The molecule has an amide.", "It is a halogen of 3 rings. It has an ether."]
+    places = file.embed_texts(asked)
+    words = torch.from_numpy(10 * file.vocabulary.vectors(asked))
+    for text, row, place in zip(asked, words, places):
+        with torch.no_grad():
+            wanted = model.queries(torch.tensor([file.tokens(text)]), row[None])[0]
+        assert place == pytest.approx(wanted.numpy(), abs=2e-3)
+    out = tmp_path / "hits.csv"
+    words = learned / "text.onnx", learned / "texts.csv", "--index", learned / "index", "-o", out
+    words = [*words, "--workers", 1, "--top", 4, "--text"]
+    said = invoke(
+        search.main, *words, "It has <i>one</i> amide\x07.", "--html", tmp_path / "h.html"
+    )
+    assert [hit["rank"] for hit in rows_of(out)] == list("1234") and "best" in said
+    page = (tmp_path / "h.html").read_text()
+    assert "&lt;i&gt;one&lt;/i&gt; amide" in page and "<i>" not in page
+    assert "is long; of 1002 tokens the encoder reads 64" in invoke(
+        search.main, *words, "amide " * 5000
+    )
+    assert "is it of another language" in invoke(
+        search.main, *words, "Ein Stoff, der nach Rosen riecht"
+    )
+    assert "--text: no text" in mistake(search.main, *words, "\x00 ")
+    words[-1] = "--peaks"
+    assert "takes texts; give --text" in mistake(search.main, *words, "10 20", code=2)
+
+
+def test_another_models_index_is_refused(learned, aligned, tmp_path):
+    words = "--index", tmp_path / "index", "-o", tmp_path / "hits.csv", "--workers", 1
+    invoke(search.main, learned / "text.onnx", learned / "texts.csv", *words)
+    says = mistake(
+        search.main, aligned / "aligned.onnx", learned / "texts.csv", *words, "--peaks", "20 30"
+    )
+    assert "its index was made by another model" in says
+
+
+@pytest.mark.parametrize("beside", ["none", "maps"])
+def test_what_stands_beside_and_stored_vectors(beside, learned, tmp_path):
+    """No layer learns: texts are embedded once; from another alignment all that fits is taken."""
+    out = tmp_path / "a.pt"
+    how = "--modality", "text", "--text-encoder", learned / "bert", "--text-layers", 0, *SMALL
+    how = *how, "--beside", beside, "--epochs", 1, "-o", out
+    graph = ("--graph", learned / "text.pt") if beside == "maps" else ("--contrast", "hinge")
+    said = invoke(align.main, learned / "texts.csv", *how, *graph)
+    assert ("taken over from" in said) == (beside == "maps")
+    model, _ = load_aligned(out)
+    assert model.dim == 256 and (model.words is None) == (beside == "none")
+    before = load_bert(learned / "bert").state_dict()
+    if beside == "none":
+        assert all(torch.equal(w, before[name]) for name, w in model.query.state_dict().items())
+    invoke(export.main, out, "-o", tmp_path / "a.onnx")
+    assert AlignedModel(tmp_path / "a.onnx", "cpu").embed_texts(["An acid."]).shape == (1, 256)
+
+
+def test_parts_by_a_column_and_masked_names(learned, tmp_path):
+    rows = [line.split(",", 2) for line in (learned / "texts.csv").read_text().splitlines()[8:48]]
+    table = tmp_path / "t.csv"
+    parts = ["test"] * 10 + ["val"] * 4 + ["train"] * 25 + [""]
+    lines = [
+        f'{name},{smiles},"{name} is {text[1:]},{part}'
+        for (name, smiles, text), part in zip(rows, parts)
+    ]
+    table.write_text("\n".join(["name,smiles,text,split", *lines]) + "\n")
+    out, how = tmp_path / "a.pt", ["--modality", "text", "--text-encoder", learned / "bert"]
+    how += [*SMALL, "--epochs", 1, "--split", "column", "--mask-names", "-o", out]
+    invoke(align.main, table, *how)
+    checkpoint = load_checkpoint(out)
+    assert (
+        checkpoint["parts"]["test"] == list(range(10)) and len(checkpoint["parts"]["train"]) == 25
+    )
+    terms = json.loads(checkpoint["texts"]["vocabulary"])["terms"]
+    assert "carbon atoms" in terms and not any(term.startswith("m ") for term in terms)
+
+
+def test_mistakes(learned, tmp_path):
+    out, bert = tmp_path / "x.pt", str(learned / "bert")
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "roberta"}')
+    for words, says in (
+        (f"--text-encoder {bert} --column words", "no column 'words'"),
+        (f"--text-encoder {bert} --unfreeze", "--text-layers says"),
+        (f"--text-encoder {bert} --contrast acml", "add --beside maps"),
+        (f"--text-encoder {bert} --split column", "it has no column 'split'"),
+        (f"--text-encoder {tmp_path}/nowhere", "no such folder"),
+        (
+            f"--text-encoder {tmp_path}/bert {' '.join(SMALL)}",
+            "its model_type is roberta, not bert",
+        ),
+    ):
+        words = ["--modality", "text", "--workers", 1, *words.split(), "-o", out]
+        assert says in mistake(align.main, learned / "texts.csv", *words), words
+    plain = tmp_path / "plain.smi"
+    plain.write_text("CCO\nCCN\n")
+    words = "--modality", "text", "--text-encoder", bert, "-o", out
+    assert "no column of texts" in mistake(align.main, plain, *words, "--workers", 1)
+    beside = mistake(align.main, plain, *words, "--beside", "tfidf", code=2)
+    assert "'tfidf' is not maps, cca" in beside and (ROOT / "data" / "texts.csv.gz").is_file()
