@@ -1,8 +1,8 @@
 """Find the molecules of a library that a spectrum, a text, a picture or a molecule is most like.
 
-    python search.py library.smi --peaks "20.6 22.7 62.7 81.3 82.9 122.1 132.1 170.5"
     python search.py aligned.onnx library.csv --spectrum spectra.mgf --html hits.html
     python search.py text.onnx library.smi --text "a flavonoid with a methoxy group"
+    python search.py text.onnx texts.csv --describe molecules.smi
     python search.py aligned.onnx library.smi --part 1/8    # an eighth of the index, no search
 
 The library is embedded once, into the folder index/; then a search takes a moment. Needs
@@ -22,6 +22,7 @@ from rdkit import Chem, rdBase
 
 from moleclip import options
 from moleclip.alignedmodel import PICTURE, SMILES, TEXT, UNLIKE, AlignedModel
+from moleclip.describe import Told, describe
 from moleclip.files import ROOT, check_output, final_path, kept_columns, save_table
 from moleclip.formats import find_smiles_column, input_kind
 from moleclip.graphs import graph_of
@@ -59,7 +60,7 @@ def name_arguments(arguments, asked):
     *model, library = arguments
     if len(model) > 1 or library.lower().endswith(".onnx"):
         raise click.UsageError("give a LIBRARY of molecules, and before it a MODEL if you have one")
-    bundled = BUNDLED if asked.text is None else OF_TEXTS
+    bundled = OF_TEXTS if asked.text is not None or asked.describe else BUNDLED
     return model[0] if model else str(bundled), library
 
 
@@ -318,6 +319,7 @@ def say(answers, asked, index, seconds):
 @click.option("--picture", help="A .png or .jpg of a molecule.")
 @click.option("--smiles", help="A molecule, to find others like it.")
 @click.option("--text", help="What is said of a molecule.")
+@click.option("--describe", help="File of molecules; LIBRARY is a table with texts.")
 @options.shown("--top", 20, "Hits of each query.", type=click.IntRange(1, 10**5))
 @click.option("--formula", callback=parse_formula, help="Only molecules of this formula.")
 @click.option(
@@ -349,6 +351,8 @@ def main(arguments, **asked):
     model = AlignedModel(path, asked.provider)
     if model.notice:
         click.echo(model.notice, err=True)
+    if asked.describe:
+        return describe_all(model, library, asked)
     queries = read_queries(model, asked)
     if queries and asked.part.count > 1:
         raise click.UsageError("--part embeds a part of the library; search without it afterwards")
@@ -371,6 +375,22 @@ def main(arguments, **asked):
         how = (kept, model.modality, model.max_atoms, asked.workers)
         write_page(html, title, facts, answers, *how)
         click.echo(f"{html}: {html.stat().st_size / 1e6:.1f} MB, open it in a browser")
+
+
+def describe_all(model, library, asked):
+    """Describe the molecules of --describe by LIBRARY's texts. Raises click.ClickException."""
+    if model.modality != TEXT:
+        raise click.UsageError(f"--describe: {model.path} takes {model.title}; give one of texts")
+    others = [*READERS, "formula", "mass", "html"]
+    given = next((name for name in others if vars(asked)[name] is not None), None)
+    given = "part" if asked.part.count > 1 else given
+    if given:
+        raise click.UsageError(f"--describe and --{given} don't go together")
+    molecules = find_input(asked.describe)
+    check_output(asked.out, library, molecules, model.path)
+    told = Told(asked.index, model, library, asked.smiles_column, asked.workers)
+    how = asked.workers, min(asked.top, len(told.rows))
+    click.echo(describe(molecules, told, None, final_path(asked.out), *how))
 
 
 def name_outputs(asked, *inputs):

@@ -11,33 +11,18 @@ from moleclip.graphs import fragment_counts
 from moleclip.molecules import Rejected
 from moleclip.pairtable import Pairs, as_pairs, joined
 from moleclip.texts import (
-    COLUMNS,
     LARGE,
     LONGEST,
     NAMES,
     Vocabulary,
     passage,
-    read_text,
     sentences_of,
-    without_names,
+    text_columns,
+    text_of,
 )
 from moleclip.tokens import TextTokens, padded_tokens
 
 BLOCK = 64  # texts in one call of the encoder
-
-
-def text_columns(path, header, wanted=None):
-    """Return the columns of a table that hold texts, a list. Raises click.ClickException."""
-    if wanted is not None and wanted not in header:
-        raise click.ClickException(f"{path}: no column {wanted!r}; it has {', '.join(header)}")
-    found = [wanted] if wanted else [n for n in header if n.strip().lower() in COLUMNS]
-    if not found:
-        has = f"it has {', '.join(header)}" if header else "it is no table"
-        raise click.ClickException(
-            f"{path}: no column of texts, called {', '.join(COLUMNS[:3])} or so; {has}. "
-            "Name it with --column"
-        )
-    return found
 
 
 def with_texts(path, members, column=None, masked=False):
@@ -65,18 +50,6 @@ def with_texts(path, members, column=None, masked=False):
     if cut:
         click.echo(f"{path}: {cut} texts are cut to their first {LONGEST} words", err=True)
     return joined(path, members, results)
-
-
-def text_of(fields, columns, names=()):
-    """Return (text, whether it was cut) of a row's cells. Raises Rejected.
-
-    names: columns of what the molecule is called, where that is to be masked.
-    """
-    cells = [fields[column].strip() for column in columns]
-    cells = [cell if cell.endswith((".", "!", "?")) else f"{cell}." for cell in cells if cell]
-    text, was_cut = read_text(" ".join(cells))
-    called = [name.strip() for column in names for name in fields[column].split(";")]
-    return without_names(text, called), was_cut
 
 
 def text_pairs(found):

@@ -5,6 +5,7 @@ import math
 import re
 from collections import Counter
 
+import click
 import numpy as np
 
 from moleclip.molecules import Rejected
@@ -54,6 +55,32 @@ def without_names(text, names):
     for name in sorted(filter(None, names), key=len, reverse=True):
         text = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", "the molecule", text, flags=re.I)
     return text
+
+
+def text_columns(path, header, wanted=None):
+    """Return the columns of a table that hold texts, a list. Raises click.ClickException."""
+    if wanted is not None and wanted not in header:
+        raise click.ClickException(f"{path}: no column {wanted!r}; it has {', '.join(header)}")
+    found = [wanted] if wanted else [n for n in header if n.strip().lower() in COLUMNS]
+    if not found:
+        has = f"it has {', '.join(header)}" if header else "it is no table"
+        raise click.ClickException(
+            f"{path}: no column of texts, called {', '.join(COLUMNS[:3])} or so; {has}. "
+            "Name it with --column"
+        )
+    return found
+
+
+def text_of(fields, columns, names=()):
+    """Return (text, whether it was cut) of a row's cells. Raises Rejected.
+
+    names: columns of what the molecule is called, where that is to be masked.
+    """
+    cells = [fields[column].strip() for column in columns]
+    cells = [cell if cell.endswith((".", "!", "?")) else f"{cell}." for cell in cells if cell]
+    text, was_cut = read_text(" ".join(cells))
+    called = [name.strip() for column in names for name in fields[column].split(";")]
+    return without_names(text, called), was_cut
 
 
 def terms_of(text):

@@ -13,6 +13,7 @@ GROUND = [  # without torch; each may import from those before it
     *("styles", "drawing", "shards", "targets", "pictures", "features", "electronic", "blocks"),
     *("calibration", "session", "onnxmodel", "outputs", "graphs", "spectra", "tokens", "texts"),
     *("alignedmodel", "peaktables", "jcamp", "mzml", "spectrumfiles", "index", "hitspage"),
+    *("captions", "describe"),
 ]
 UPPER = [
     *(

@@ -218,6 +218,38 @@ def test_another_models_index_is_refused(learned, aligned, tmp_path):
     assert "its index was made by another model" in says
 
 
+def test_molecules_are_described(learned, aligned, tmp_path):
+    table, asked, out = tmp_path / "texts.csv", tmp_path / "asked.smi", tmp_path / "out.csv"
+    lines = (learned / "texts.csv").read_text().splitlines()
+    table.write_text("\n".join(lines) + "\n")
+    smiles, text = lines[1].split(",", 2)[1:]
+    asked.write_text(f"{smiles} known\nC1CC broken\nCCOC(=O)CCl new\n")
+    words = "--index", tmp_path / "index", "-o", out, "--workers", 1, "--top", 2
+    words = table, "--describe", asked, *words
+    said = invoke(search.main, learned / "text.onnx", *words)
+    assert "57 texts; 3 rows without a molecule or a text are left out" in said
+    assert "3 molecules described by 57 texts, 1 can't be read" in said
+    found = rows_of(out)
+    assert [line["row"] + line["rank"] for line in found] == [
+        "00",
+        "01",
+        "02",
+        "1",
+        "20",
+        "21",
+        "22",
+    ]
+    assert found[1]["library_row"] == "0" and found[0]["name"] == "known"
+    assert found[0]["text"] == found[1]["text"] == text.strip('"') and found[3]["error"]
+    assert invoke(search.main, learned / "text.onnx", *words).count("texts") == 1  # they are there
+    table.write_text("\n".join(lines[:-1]) + "\n")
+    assert "or of other texts" in mistake(search.main, learned / "text.onnx", *words)
+    words = [*words, "--text", "an acid"]
+    says = mistake(search.main, learned / "text.onnx", *words, code=2)
+    assert "--describe and --text don't go together" in says
+    assert "give one of texts" in mistake(search.main, aligned / "aligned.onnx", *words, code=2)
+
+
 @pytest.mark.parametrize("beside", ["none", "maps"])
 def test_what_stands_beside_and_stored_vectors(beside, learned, tmp_path):
     """No layer learns: texts are embedded once; from another alignment all that fits is taken."""
