@@ -40,8 +40,10 @@ from moleclip.pairtable import (
 )
 from moleclip.spectra import MODALITIES, NMR, SPECTRA
 from moleclip.textpairs import text_pairs, with_texts
+from moleclip.tokens import TextTokens
 from moleclip.training import warmup_cosine
 from moleclip.trainstate import check_new
+from moleclip.transformer import load_bert
 
 SPLITS = ("random", "skeleton", "column")
 COUNT, POSITIVE = click.IntRange(1), options.Positive()
@@ -202,11 +204,12 @@ def refuse_for_texts(settings):
             "--contrast acml: its places have no fixed length, so cca can't stand beside them; "
             "add --beside maps, or none"
         )
-    if not Path(settings["text_encoder"] or MINILM).is_dir():
-        raise click.ClickException(
-            f"{settings['text_encoder'] or MINILM}: no such folder; --text-encoder takes one with "
-            "a BERT in Hugging Face's layout"
-        )
+    folder = settings["text_encoder"] or MINILM
+    if not Path(folder).is_dir():
+        says = "--text-encoder takes one with a BERT in Hugging Face's layout"
+        raise click.ClickException(f"{folder}: no such folder; {says}")
+    load_bert(folder)
+    TextTokens(folder)
 
 
 def left_out(reasons):

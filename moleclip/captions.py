@@ -27,7 +27,7 @@ MANY = 99
 CLAIMS = (
     (r"monocarboxylic acids?( anion)?", ACID, 1, 1), (r"dicarboxylic acids?", ACID, 2, 2),
     (r"tricarboxylic acids?", ACID, 3, 3), (r"(amino|fatty|benzoic) acids?", ACID, 1, MANY),
-    (r"\w*hydroxy", "[OX2H,OX1-]", 1, MANY), (r"dihydroxy\w*", "[OX2H,OX1-]", 2, MANY),
+    (r"\w*hydroxy\w*", "[OX2H,OX1-]", 1, MANY), (r"dihydroxy\w*", "[OX2H,OX1-]", 2, MANY),
     (r"trihydroxy\w*", "[OX2H,OX1-]", 3, MANY), (r"tetrahydroxy\w*", "[OX2H,OX1-]", 4, MANY),
     (r"(members? of )?phenols?", "c[OX2H]", 1, MANY), (r"catechols?", "c([OX2H])c[OX2H]", 1, MANY),
     (r"primary alcohols?", "[CH2X4][OX2H]", 1, MANY),

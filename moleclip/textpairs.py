@@ -123,7 +123,10 @@ class TextReader:
         chosen = [np.ones(len(given[i]), bool) for i in places]
         if random is not None:
             chosen = [passage(given[i], random) for i in places]
-        texts = [" ".join(np.array(given[i])[kept]) for i, kept in zip(places, chosen)]
+        texts = [
+            " ".join(sentence for sentence, taken in zip(given[i], kept) if taken)
+            for i, kept in zip(places, chosen)
+        ]
         if self.stored:
             rows = [
                 self.stored[i][-1] if kept.all() else self.stored[i][:-1][kept].mean(0)

@@ -1,6 +1,7 @@
 """Texts: what is read of them, BERT as its files have it, and a run, its file and its answers."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import align
 import export
 import search
 from moleclip.aligned import hinge_loss, load_aligned
+from moleclip.alignedfile import round_weights
 from moleclip.alignedmodel import AlignedModel
 from moleclip.correlation import correlate
 from moleclip.graphs import fragment_counts, graph_of
@@ -182,13 +184,14 @@ def test_the_file_finds_by_texts_what_pytorch_finds(learned, tmp_path):
         load_aligned(learned / "text.pt"),
     )
     assert file.dim == model.dim == 512 and file.vocabulary.terms
+    round_weights(model)  # as the file's are: a random BERT says nearly the same of all texts
     asked = ["The molecule has an amide.", "It is a halogen of 3 rings. It has an ether."]
     places = file.embed_texts(asked)
     words = torch.from_numpy(10 * file.vocabulary.vectors(asked))
     for text, row, place in zip(asked, words, places):
         with torch.no_grad():
             wanted = model.queries(torch.tensor([file.tokens(text)]), row[None])[0]
-        assert place == pytest.approx(wanted.numpy(), abs=2e-3)
+        assert place == pytest.approx(wanted.numpy(), abs=1e-4)
     out = tmp_path / "hits.csv"
     words = learned / "text.onnx", learned / "texts.csv", "--index", learned / "index", "-o", out
     words = [*words, "--workers", 1, "--top", 4, "--text"]
@@ -288,9 +291,10 @@ def test_parts_by_a_column_and_masked_names(learned, tmp_path):
     assert "carbon atoms" in terms and not any(term.startswith("m ") for term in terms)
 
 
-def test_mistakes(learned, tmp_path):
+def test_mistakes(learned, tmp_path, monkeypatch):
     out, bert = tmp_path / "x.pt", str(learned / "bert")
     (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "tokenizer.json").symlink_to(learned / "bert" / "tokenizer.json")
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "roberta"}')
     for words, says in (
         (f"--text-encoder {bert} --column words", "no column 'words'"),
@@ -309,5 +313,11 @@ def test_mistakes(learned, tmp_path):
     plain.write_text("CCO\nCCN\n")
     words = "--modality", "text", "--text-encoder", bert, "-o", out
     assert "no column of texts" in mistake(align.main, plain, *words, "--workers", 1)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "tokenizers", None)
+        says = mistake(align.main, learned / "texts.csv", *words)
+        assert "pip install tokenizers" in says
+        says = mistake(search.main, learned / "text.onnx", plain, "--text", "an acid")
+        assert "pip install tokenizers" in says
     beside = mistake(align.main, plain, *words, "--beside", "tfidf", code=2)
     assert "'tfidf' is not maps, cca" in beside and (ROOT / "data" / "texts.csv.gz").is_file()
