@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 
 from moleclip.files import one_line
-from moleclip.graphs import ATOM_SIZES, Graph, join
+from moleclip.graphs import BLANK, join
 from moleclip.onnxmodel import FACTS as OF_MODELS
 from moleclip.onnxmodel import check_format
 from moleclip.pixels import SIZE
@@ -29,15 +29,6 @@ FACTS = "moleclip_aligned"  # name of the metadata
 PICTURE, SMILES = "picture", "smiles"
 UNLIKE = 5  # per cent of the right molecules score less: below that even the best hit is unlike
 BATCH = 256  # graphs in one call
-# A stand-in for the molecules while a query is embedded.
-BLANK = Graph(
-    np.zeros((1, len(ATOM_SIZES)), np.uint8),
-    np.zeros((0, 2), np.uint8),
-    np.zeros(0, np.uint8),
-    np.zeros(1, np.uint8),
-    0.0,
-    "",
-)
 
 
 def aligned_props(facts):

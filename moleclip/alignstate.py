@@ -29,8 +29,8 @@ FREE = ("out", "workers")  # settings that may differ on --resume
 
 def embed_pictures(streams, encoder, device, world):
     """Return the features of drawings, a list of one zlib stream each, float32 (n, 512)."""
-    pictures = {i: stream for i, (stream,) in enumerate(streams)}
-    return FrozenEncoder(pictures, len(streams), False, device, world).embeddings(encoder, 0)
+    given = {"picture": {i: stream for i, (stream,) in enumerate(streams)}}
+    return FrozenEncoder(given, len(streams), False, device, world).embeddings(encoder, 0)
 
 
 def new_model(config, arch, world, device, given, learned):

@@ -81,6 +81,8 @@ def comma_list(kind, says):
     """Return a click callback that reads a list such as 1,2,3 and wants each value once."""
 
     def parse(context, parameter, value):
+        if value is None:
+            return None
         try:
             values = [kind(word) for word in value.split(",")]
         except (ValueError, KeyError):
