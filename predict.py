@@ -350,7 +350,7 @@ def read_embeddings(path):
 @click.option("--join", is_flag=True, help="Join the files of all parts instead, of --part.")
 @options.resume("Go on where an interrupted run with the same arguments ended.")
 @options.part("Predict every N-th block of 1024 rows from the I-th, for a job array.")
-@options.batch(None, 1, "Pictures in one call of the model.  [default: 8 on a CPU, 64 on a GPU]")
+@options.batch(None, 1, "Molecules in one call of the model.  [default: 8; GPU 64; graphs 256]")
 @options.provider()
 @options.workers()
 @options.smiles_column()

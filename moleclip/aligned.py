@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from moleclip.dense import DenseHeads
 from moleclip.files import one_line
 from moleclip.gin import Gin, Shifts
 from moleclip.queries import Projection, new_query
@@ -21,14 +22,24 @@ COLDEST = 100  # the largest scale that is learned, as CLIP has it
 class Aligned(nn.Module):
     """Graph encoder, the modality's encoder, a projection of each, and what else was learned.
 
-    arch: {"modality", "contrast", "graph": of Gin, "shifts": bool, "query": of its encoder}.
+    arch: {"modality", "contrast", "graph": of Gin, "shifts": bool, "query": of its encoder,
+    "dense": of DenseHeads}. Without a contrast, None, it has nothing to be asked by.
     """
 
     def __init__(self, arch):
         super().__init__()
-        self.arch = arch
-        self.gin = Gin(arch["graph"])
-        self.shifts = Shifts(arch["graph"]["width"]) if arch["shifts"] else None
+        self.arch, graph = arch, arch["graph"]
+        self.gin = Gin(graph)
+        self.shifts = Shifts(graph["width"]) if arch["shifts"] else None
+        self.query = None
+        if arch["contrast"]:
+            self.add_query()
+        dense = arch.get("dense")
+        self.dense = DenseHeads(dense, graph["out"], graph["width"]) if dense else None
+
+    def add_query(self):
+        """Make the modality's side, and the space that both share."""
+        arch = self.arch
         self.query, width = new_query(arch["modality"], arch.get("query"))
         # What a frozen encoder gives is standardised: pictures' features are nearly all alike.
         self.register_buffer("middle", torch.zeros(width))
@@ -47,10 +58,10 @@ class Aligned(nn.Module):
         return self.placed((features - self.middle) / self.spread, self.of_query)
 
     def molecules(self, *graphs):
-        """Return (places (n, 256), shifts in ppm (atoms, 2) or None) of Graphs as tensors."""
+        """Return (places (n, 256), shifts in ppm (atoms, 2)) of Graphs as tensors, or None."""
         features, atoms = self.gin(*graphs)
         told = self.shifts(atoms) if self.shifts is not None else None
-        return self.placed(features, self.of_graph), told
+        return self.placed(features, self.of_graph) if self.query is not None else None, told
 
     def queries(self, given):
         """Return the places (n, 256) of what is asked for."""
@@ -113,9 +124,10 @@ def load_aligned(path):
     """Return (Aligned, checkpoint) of an aligned.pt. Raises click.ClickException."""
     checkpoint = load_checkpoint(path)
     try:
-        if checkpoint["arch"]["modality"] not in MODALITIES:
+        arch = checkpoint["arch"]
+        if arch["contrast"] and arch["modality"] not in MODALITIES:
             raise KeyError("modality")
-        model = Aligned(checkpoint["arch"])
+        model = Aligned(arch)
         model.load_state_dict({name: w.float() for name, w in checkpoint["model"].items()})
     except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise click.ClickException(

@@ -4,10 +4,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
+import numpy as np
 import torch
 
 from moleclip.aligned import COLDEST, Aligned, acml_loss, load_aligned, shift_loss
-from moleclip.alignscores import BLOCK
+from moleclip.alignscores import BETA, BLOCK
+from moleclip.dense import DenseTargets, dense_parts, weight_of
 from moleclip.device import Distributed
 from moleclip.files import one_line
 from moleclip.graphs import join
@@ -23,7 +25,6 @@ from moleclip.weights import load_checkpoint, load_encoder, save_checkpoint
 
 DECAY = 1e-3  # of weights (ACML)
 PREDICTED = 5.0  # times the JITTER of measured spectra: of predicted ones, 2 to 3 ppm off
-BETA = {"nmr13c": 3.0, "nmr1h": 0.3}  # ppm: below it a shift's error counts as its square
 FREE = ("out", "workers")  # settings that may differ on --resume
 
 
@@ -39,6 +40,8 @@ def new_model(config, arch, world, device, given, learned):
     learned: places of what may be learned from, or None where weights are to come from a file.
     """
     kind, seed = arch["modality"], config["seed"]
+    if not arch["contrast"]:
+        return Aligned(arch), given
     if kind == "picture":
         encoder = load_encoder(config["init"]).eval()
         features = embed_pictures(given, encoder, device, world)
@@ -66,31 +69,35 @@ class AlignState:
     model: Aligned
     optimizer: torch.optim.Optimizer
     given: torch.Tensor | list  # what is asked by: features of pictures, or a list of Spectrum
+    targets: DenseTargets | None = None
     epoch: int = 0
     log: list = field(default_factory=list)
     best: dict = field(default_factory=dict)  # the entry of its epoch, and "weights"
     calibration: dict = field(default_factory=dict)
 
     @classmethod
-    def start(cls, out, config, arch, world, device, pairs, train, resumed=False):
+    def start(cls, out, config, arch, world, device, pairs, train, targets=None, resumed=False):
         """Return the state before the first epoch. train: places of the pairs to learn from.
 
-        resumed: all weights come from the checkpoint; nothing is pretrained in vain.
+        targets: DenseTargets, if any are to be told. resumed: all weights come from the checkpoint;
+        nothing is pretrained in vain.
         """
         torch.manual_seed(config["seed"])
         other = load_aligned(config["graph"])[0] if config["graph"] else None
-        whole = resumed or (other and other.arch["modality"] == arch["modality"])
+        same = other and other.query is not None and other.arch["modality"] == arch["modality"]
+        whole = resumed or same
         learned = None if whole else train
         model, given = new_model(config, arch, world, device, pairs.given, learned)
         if other and not resumed:
             world.print0(take_over(model, other, config["graph"]))
         model.load_state_dict(world.from_rank0(model.state_dict))
-        model.query.requires_grad_(config["unfreeze"])
+        if model.query is not None:
+            model.query.requires_grad_(config["unfreeze"])
         model = model.to(device)
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(parameters, config["lr"], weight_decay=DECAY)
-        state = cls(out, config, world, device, model, optimizer, given)
-        if not config["unfreeze"] and not whole:
+        state = cls(out, config, world, device, model, optimizer, given, targets)
+        if model.query is not None and not config["unfreeze"] and not whole:
             state.standardise(train)
         return state
 
@@ -111,7 +118,8 @@ class AlignState:
     def train_mode(self):
         """Let dropout and batch statistics work where something is learned."""
         self.model.train()
-        self.model.query.train(self.config["unfreeze"])
+        if self.model.query is not None:
+            self.model.query.train(self.config["unfreeze"])
 
     def asked(self, places, random=None):
         """Return the features of what some pairs are asked by, (n, width); with random varied."""
@@ -133,6 +141,11 @@ class AlignState:
         arrays = join([pairs.graphs[i] for i in places])
         return [torch.from_numpy(array).to(self.device) for array in arrays]
 
+    def truth(self, pairs, places):
+        """Return the dense targets of some pairs, {name: tensor}."""
+        counts = np.array([len(pairs.graphs[i].atoms) for i in places], np.int64)
+        return self.targets.of(pairs.rows[places], counts)
+
     def share_statistics(self):
         """Give every process the mean of the batch statistics that each has seen."""
         for name, buffer in self.model.named_buffers():
@@ -143,7 +156,7 @@ class AlignState:
         """Put an epoch's entry into the log and on the screen; keep its weights if the best."""
         self.epoch = entry["epoch"]
         self.log.append(entry)
-        if entry["val_mrr"] > self.best.get("val_mrr", -1):
+        if not self.best or score_of(entry) > score_of(self.best):
             weights = {name: value.clone() for name, value in self.model.state_dict().items()}
             self.best = entry | {"weights": weights}
         words = [f"{name} {value:.3f}" for name, value in entry.items() if name != "epoch"]
@@ -195,12 +208,17 @@ class AlignState:
             self.log = read_log(Path(self.out).with_suffix(".log.jsonl"), "epoch", self.epoch)
 
 
+def score_of(entry):
+    """Return how good an epoch was in validation, by its entry of the log: the more, the better."""
+    return entry["val_mrr"] if "val_mrr" in entry else -entry["val_loss"]
+
+
 def take_over(model, other, path):
     """Give a model all weights of another that fit it; return what to say. path: the other's."""
     mine, theirs = model.state_dict(), other.state_dict()
     same = other.arch["modality"] == model.arch["modality"]
     names = [name for name in mine if name in theirs and mine[name].shape == theirs[name].shape]
-    names = [name for name in names if same or name.startswith(("gin.", "shifts."))]
+    names = [name for name in names if same or name.startswith(("gin.", "shifts.", "dense."))]
     if not any(name.startswith("gin.layers") for name in names):
         raise click.ClickException(
             f"--graph {path}: its graph encoder has another --width or --layers"
@@ -213,22 +231,22 @@ def take_over(model, other, path):
 def learn(state, pairs, places, random, rate):
     """Take one step on a batch, places of its pairs; return {part of the loss: value}."""
     model, world, config = state.model, state.world, state.config
-    mine = world.share(places)
-    with torch.set_grad_enabled(config["unfreeze"]):
-        features = state.asked(mine, random)
-    asked = model.placed_query(features)
+    mine, parts = world.share(places), {}
+    if model.query is not None:
+        with torch.set_grad_enabled(config["unfreeze"]):
+            asked = state.asked(mine, random)
+        asked = model.placed_query(asked)
     graphs = state.graphs(pairs, mine)
-    molecules, told = model.molecules(*graphs)
-    asked, molecules, parts = world.gather(asked), world.gather(molecules), {}
-    if config["contrast"] == "acml":
-        parts["contrast"] = acml_loss(asked, molecules)
-    else:
-        scale, groups = model.log_scale.exp(), torch.from_numpy(pairs.groups[places])
-        scale, groups = scale.clamp(max=COLDEST), groups.to(asked.device)
-        parts["contrast"], _ = contrastive_loss(asked, molecules, scale, groups)
-    if told is not None:
+    features, atoms = model.gin(*graphs)
+    if model.query is not None:
+        molecules = model.placed(features, model.of_graph)
+        parts["contrast"] = contrast_part(state, pairs, places, asked, molecules)
+    if model.shifts is not None:
+        told = model.shifts(atoms)
         parts["shifts"] = shift_part(state, pairs, mine, graphs[-1], told)
-    loss = sum(config["loss"].get(name, 0) * value for name, value in parts.items())
+    if model.dense is not None:
+        parts |= dense_parts(model.dense(features, atoms), state.truth(pairs, mine), world)
+    loss = sum(weight_of(name, config["loss"]) * value for name, value in parts.items())
     if not torch.isfinite(loss):
         raise click.ClickException("the loss is not a number any more; lower --lr")
     state.optimizer.param_groups[0]["lr"] = rate
@@ -237,6 +255,19 @@ def learn(state, pairs, places, random, rate):
     world.average_gradients(model.parameters())
     state.optimizer.step()
     return {name: value.item() for name, value in parts.items()} | {"loss": loss.item()}
+
+
+def contrast_part(state, pairs, places, asked, molecules):
+    """Return the contrast of this process's places, (n, 256) each, with those of all processes.
+
+    places: of the whole batch among the pairs.
+    """
+    asked, molecules = state.world.gather(asked), state.world.gather(molecules)
+    if state.config["contrast"] == "acml":
+        return acml_loss(asked, molecules)
+    scale, groups = state.model.log_scale.exp(), torch.from_numpy(pairs.groups[places])
+    scale, groups = scale.clamp(max=COLDEST), groups.to(asked.device)
+    return contrastive_loss(asked, molecules, scale, groups)[0]
 
 
 def shift_part(state, pairs, mine, counts, told):

@@ -26,7 +26,7 @@ from moleclip.workers import try_item
 
 OWN = ("row", "smiles", "name", "nearest_training", "note", "error")  # columns of predictions.csv
 # In one call. A small batch of pictures stays in a CPU's cache, and its pictures have like ink.
-BATCH, OTHERS = {"CPU": 8, "CUDA": 64}, 256
+BATCH, GRAPHS = {"CPU": 8, "CUDA": 64}, 256
 FORMAT = 1  # newest format of metadata that this version understands
 FACTS, TRAINING = "moleclip", "moleclip_sketch"  # names of the metadata; a sketch: fingerprints
 
@@ -125,7 +125,7 @@ class OnnxModel:
         self.units = told_by_runs(self.facts, "units", "")
         self.classes = told_by_runs(self.facts, "classes", [])
         self.device = self.session.get_providers()[0].removesuffix("ExecutionProvider")
-        self.batch = BATCH.get(self.device, 64) if "images" in self.inputs else OTHERS
+        self.batch = GRAPHS if self.inputs[0] == "atoms" else BATCH.get(self.device, 64)
         with open(path, "rb") as stream:
             self.sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -9,7 +9,7 @@ from moleclip.molecules import MAX_ATOMS, Part
 
 SEED = click.IntRange(0, 2**32 - 1)
 LOSSES = ("contrastive", "classes", "descriptors", "fingerprint", "atoms", "electronic")
-ALIGN_LOSSES = ("contrast", "shifts")
+ALIGN_LOSSES = ("contrast", "shifts", "descriptors", "atoms", "electronic")
 LEVELS = {level: level for level in ("none", "default", "intense")}
 
 

@@ -18,7 +18,7 @@ UPPER = [
     *("device", "augment", "encoder", "gin", "embedder", "weights", "encoders", "seen", "pairs"),
     *("losses", "trainstate", "labels", "splits", "table", "metrics", "training", "gp", "forest"),
     *("model", "deploy", "heads", "choice", "results", "plots", "runs", "grid", "stages"),
-    *("experiment", "transformer", "queries", "aligned"),
+    *("experiment", "transformer", "queries", "dense", "aligned"),
     *("pairtable", "alignscores", "alignstate", "alignedfile"),
 ]
 FLOORS = GROUND + UPPER
