@@ -94,19 +94,14 @@ def prepare(world, device, pairs, workers, resume, **settings):
     path = pairs if folder else world.together(lambda: find_input(pairs))
     out = settings["out"]
     world.together(lambda: check_new(world, out, resume))
+    column = settings["smiles_column"]
+    facts = world.together(lambda: folder_facts(path) if folder else input_facts(path, column))
+    targets = world.together(lambda: open_targets(path, facts, settings))
     found, reasons = world.together(lambda: load_pairs(path, device, workers, settings))
     parts = split_pairs(found, settings["split"], settings["seed"])
     counts = ", ".join(f"{len(places)} {part}" for part, places in parts.items())
     world.print0(f"{path}: {len(found)} pairs ({counts})" + left_out(reasons))
-    if not len(parts["val"]):
-        raise click.ClickException(f"{path}: too few molecules for a validation part")
-    if len(parts["train"]) < settings["batch"]:
-        raise click.ClickException(
-            f"{path}: {len(parts['train'])} pairs to learn from are less than "
-            f"--batch {settings['batch']}; lower it"
-        )
-    column = settings["smiles_column"]
-    facts = world.together(lambda: folder_facts(path) if folder else input_facts(path, column))
+    check_sizes(path, parts, settings["batch"])
     config = settings | {"input": facts["input"], "input_sha256": facts["sha256"]}
     arch = {
         "modality": settings["modality"],
@@ -114,18 +109,25 @@ def prepare(world, device, pairs, workers, resume, **settings):
         "graph": {"width": settings["width"], "layers": settings["layers"], "out": OUT},
         "shifts": "shifts" in settings["loss"],
     }
-    targets = world.together(lambda: open_targets(path, facts, settings))
     if targets:
         arch["dense"], config["labels_sha256"] = targets.arch, targets.digest
-        counts = np.array([len(graph.atoms) for graph in found.graphs])
-        known = targets.known(found.rows, counts)
-        world.print0(f"{settings['labels']}: known are, what isn't counts for nothing: {known}")
+        known = targets.known(found.rows, np.array([len(graph.atoms) for graph in found.graphs]))
+        world.print0(f"{settings['labels']}: what isn't known counts for nothing; known: {known}")
     resume = resume and any(world.gather_objects(Path(out).exists()))
     learned = (found, parts["train"], targets)
     state = AlignState.start(out, config, arch, world, device, *learned, resume)
     if resume:
         state.resume()
     return state, found, parts
+
+
+def check_sizes(path, parts, batch):
+    """Raise click.ClickException for parts, {part: places}, that are too small."""
+    if not len(parts["val"]):
+        raise click.ClickException(f"{path}: too few molecules for a validation part")
+    if len(parts["train"]) < batch:
+        few = f"{len(parts['train'])} pairs to learn from are less than --batch {batch}"
+        raise click.ClickException(f"{path}: {few}; lower it")
 
 
 def open_targets(path, facts, settings):

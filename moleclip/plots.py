@@ -69,8 +69,8 @@ def plot_report(path, data, results, table, drawn, note=""):
     """Draw report.png of one or several seeds.
 
     The table, learning curves, errors, each target, and the worst test molecules. results:
-    SeedResults; table: of `over_seeds`; drawn: a function that gives {row: zlib stream} of the
-    pictures of rows; note: stands above the table.
+    SeedResults; table: of `over_seeds`; drawn: a function that gives {row: zlib stream} of rows;
+    note: stands above the table.
     """
     import matplotlib
 
@@ -92,8 +92,7 @@ def plot_report(path, data, results, table, drawn, note=""):
     notes = [*textwrap.wrap(chosen_heads(results), 78), *textwrap.wrap(note, 78)]
     title = "\n".join([name, *notes, table_title(table, fixed)])
     draw_table(first, table, title)
-    draw = draw_curves if results[0].history else draw_calibration
-    draw(second, results)
+    (draw_curves if results[0].history else draw_calibration)(second, results)
     draw_errors(third, data, results)
     if len(data.targets) > SHOWN:
         note = f"the first {SHOWN} of {len(data.targets)} targets; scores.csv has all"

@@ -181,7 +181,7 @@ def test_encoder_and_head_learn_together(desk):
     assert [each.name for each in onnx.load(out).graph.output] == ["embedding"]
 
 
-def test_pictures_and_graphs_side_by_side(desk):
+def test_pictures_and_graphs_side_by_side(desk, process):
     how = ("--features", "picture+graph", "--init", "scratch:nano", "--head", "gp")
     run = finetuned(desk, "two", *how)
     checkpoint = load_checkpoint(run / "model.pt")
@@ -195,6 +195,11 @@ def test_pictures_and_graphs_side_by_side(desk):
     source = desk.write("a.smi", [line["smiles"] for line in known])
     lines = predicted(desk, "two.onnx", source, "--workers", "1")
     assert numbers(lines, NAME) == pytest.approx(numbers(known, f"predicted_{NAME}"), abs=1e-3)
+    other = rows_of(process / "predictions.csv")[10:20]
+    invoke(export.main, process, run, "-o", desk / "mixed.onnx")
+    lines = predicted(desk, "mixed.onnx", source, "--workers", "1")
+    both = np.mean([numbers(each, f"predicted_{NAME}") for each in (known, other)], 0)
+    assert numbers(lines, NAME) == pytest.approx(both, abs=1e-3)
     words = desk / "two.onnx", desk / "figure.png", "-o", desk / "x.csv"
     Image.new("RGB", (300, 300), "white").save(desk / "figure.png")
     assert "looks at graphs" in mistake(predict.main, *words)
