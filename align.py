@@ -20,7 +20,9 @@ import torch
 from moleclip import options
 from moleclip.aligned import CONTRASTS
 from moleclip.alignscores import calibrate, evaluate, predict_shifts
-from moleclip.alignstate import AlignState, learn
+from moleclip.alignstate import AlignState
+from moleclip.alignstep import learn
+from moleclip.dense import TASKS, DenseTargets
 from moleclip.device import Distributed, Leaving, Notice, pick_device, report_once
 from moleclip.features import overlap
 from moleclip.files import ROOT
@@ -49,7 +51,9 @@ SPLITS = ("random", "skeleton", "column")
 COUNT, POSITIVE = click.IntRange(1), options.Positive()
 KINDS = click.Choice(MODALITIES)
 FILE = click.Path(dir_okay=False)
-ABOUT_LOSS = "Weights of tasks; shifts: the graph tells each atom's shift."
+ABOUT_KIND = "What molecules are aligned with; without contrast none is needed."
+ABOUT_LOSS = "Weights of tasks; shifts: of each atom; descriptors, atoms, electronic: of --labels."
+ABOUT_LABELS = "labels.npz of cluster.py, of the same file: what --loss atoms=1 and so on learn."
 ABOUT_TEACHER = "Pairs are molecules with the shifts that this aligned.pt predicts."
 ABOUT_GRAPH = "Start from this aligned.pt, all that fits."
 ABOUT_LAYERS = "Last layers of it that learn; 0: none, texts are embedded once."
@@ -60,7 +64,7 @@ OF_TEXT = ("text_encoder", "text_layers", "beside", "mask_names")  # settings of
 
 @click.command(context_settings={"show_default": True})
 @click.argument("pairs")
-@click.option("--modality", required=True, type=KINDS, help="What molecules are aligned with.")
+@click.option("--modality", type=KINDS, help=ABOUT_KIND)
 @options.out("aligned.pt", "Checkpoint; its log lies beside it.")
 @click.option("--column", help="Column of peaks or texts.  [default: found by name]")
 @options.smiles_column()
@@ -68,6 +72,7 @@ OF_TEXT = ("text_encoder", "text_layers", "beside", "mask_names")  # settings of
 @options.shown("--loss", "contrast=1", ABOUT_LOSS, callback=options.parse_align_loss)
 @options.shown("--init", "bundled", "Encoder of pictures, as finetune.py's.")
 @click.option("--graph", type=FILE, help=ABOUT_GRAPH)
+@click.option("--labels", type=FILE, help=ABOUT_LABELS)
 @click.option("--shifts-from", type=FILE, help=ABOUT_TEACHER)
 @click.option("--unfreeze", is_flag=True, help="Train the modality's encoder, too.")
 @click.option("--text-encoder", help="Folder of a BERT.  [default: the bundled MiniLM]")
@@ -110,35 +115,50 @@ def prepare(world, device, pairs, workers, resume, **settings):
     path = pairs if folder else world.together(lambda: find_input(pairs))
     out = settings["out"]
     world.together(lambda: check_new(world, out, resume))
-    found, reasons = world.together(lambda: load_pairs(path, device, workers, settings))
     column = settings["smiles_column"]
+    facts = world.together(lambda: folder_facts(path) if folder else input_facts(path, column))
+    targets = world.together(lambda: open_targets(path, facts, settings))
+    found, reasons = world.together(lambda: load_pairs(path, device, workers, settings))
     if settings["split"] == "column":
         parts = world.together(lambda: named_parts(path, column, found))
     else:
         parts = split_pairs(found, settings["split"], settings["seed"])
     counts = ", ".join(f"{len(places)} {part}" for part, places in parts.items())
     world.print0(f"{path}: {len(found)} pairs ({counts})" + left_out(reasons))
-    if not len(parts["val"]):
-        raise click.ClickException(f"{path}: too few molecules for a validation part")
-    if len(parts["train"]) < settings["batch"]:
-        raise click.ClickException(
-            f"{path}: {len(parts['train'])} pairs to learn from are less than "
-            f"--batch {settings['batch']}; lower it"
-        )
-    facts = world.together(lambda: folder_facts(path) if folder else input_facts(path, column))
+    check_sizes(path, parts, settings["batch"])
     config = settings | {"input": facts["input"], "input_sha256": facts["sha256"]}
     arch = {
         "modality": settings["modality"],
-        "contrast": settings["contrast"],
+        "contrast": settings["contrast"] if "contrast" in settings["loss"] else None,
         "graph": {"width": settings["width"], "layers": settings["layers"], "out": OUT},
         "shifts": "shifts" in settings["loss"],
         **({"beside": settings["beside"]} if "beside" in settings else {}),
     }
+    if targets:
+        arch["dense"], config["labels_sha256"] = targets.arch, targets.digest
+        known = targets.known(found.rows, np.array([len(graph.atoms) for graph in found.graphs]))
+        world.print0(f"{settings['labels']}: what isn't known counts for nothing; known: {known}")
     resume = resume and any(world.gather_objects(Path(out).exists()))
-    state = AlignState.start(out, config, arch, world, device, found, parts["train"], resume)
+    learned = (found, parts["train"], targets)
+    state = AlignState.start(out, config, arch, world, device, *learned, resume)
     if resume:
         state.resume()
     return state, found, parts
+
+
+def check_sizes(path, parts, batch):
+    """Raise click.ClickException for parts, {part: places}, that are too small."""
+    if not len(parts["val"]):
+        raise click.ClickException(f"{path}: too few molecules for a validation part")
+    if len(parts["train"]) < batch:
+        few = f"{len(parts['train'])} pairs to learn from are less than --batch {batch}"
+        raise click.ClickException(f"{path}: {few}; lower it")
+
+
+def open_targets(path, facts, settings):
+    """Return the DenseTargets that --loss asks for, or None. Raises click.ClickException."""
+    tasks = [task for task in settings["loss"] if task in TASKS]
+    return DenseTargets(settings["labels"], path, facts, tasks) if tasks else None
 
 
 def load_pairs(path, device, workers, settings):
@@ -157,7 +177,9 @@ def load_pairs(path, device, workers, settings):
         found, others = with_texts(path, members, settings["column"], settings["mask_names"])
         return text_pairs(found), dict(sorted((reasons | others).items()))
     members, reasons = read_graphs(path, column, skip=skip, **how)
-    if kind == "picture":
+    if not kind:
+        found, others = [(member, None) for member in members], {}
+    elif kind == "picture":
         found, others = with_drawings(path, members, **how)
     elif kind == "smiles":
         found, others = with_spellings(path, members, **how)
@@ -171,6 +193,7 @@ def load_pairs(path, device, workers, settings):
 
 def refuse_misfits(pairs, settings):
     """Raise click.ClickException for options that don't go together."""
+    refuse_losses(pairs, settings)
     nmr = settings["modality"] in NMR
     if "shifts" in settings["loss"] and not nmr:
         raise click.ClickException("--loss shifts: only NMR spectra have any; leave it out")
@@ -212,6 +235,25 @@ def refuse_for_texts(settings):
     TextTokens(folder)
 
 
+def refuse_losses(pairs, settings):
+    """Raise click.ClickException if --loss asks for what there is not, or there is more."""
+    loss, kind, labels = settings["loss"], settings["modality"], settings["labels"]
+    dense, asked = [task for task in loss if task in TASKS], loss.keys() & {"contrast", "shifts"}
+    if asked and not kind:
+        says = f"--loss {'contrast' if 'contrast' in loss else 'shifts'} needs one"
+        raise click.UsageError(f"Missing option '--modality': {says}, of {', '.join(MODALITIES)}")
+    if kind and not asked:
+        raise click.ClickException("--modality: --loss asks nothing of it; leave it out")
+    if dense and not labels:
+        made = "make it with cluster.py --descriptors --atoms"
+        raise click.ClickException(f"--loss {dense[0]}: needs --labels labels.npz; {made}")
+    if labels and not dense:
+        tasks = ", ".join(f"{task}=1" for task in TASKS)
+        raise click.ClickException(f"--labels: no task of --loss learns from it: {tasks}")
+    if dense and Path(pairs).is_dir():
+        raise click.ClickException("--labels: are of the rows of a file, not of a folder's spectra")
+
+
 def left_out(reasons):
     """Return what is to be said of rows that can't be used, {row: why}."""
     if not reasons:
@@ -238,10 +280,12 @@ def train(state, pairs, parts):
         world.print0(f"asked to leave: {kept}; --resume goes on")
         return
     state.take_best()
-    state.calibration = calibrate(state, pairs, parts)
+    if state.model.query is not None:
+        state.calibration = calibrate(state, pairs, parts)
     if world.rank == 0:
         state.save(pairs, parts)
-    said = ", ".join(f"{name} {state.best[name]:.3f}" for name in ("val_mrr", "val_top1"))
+    shown = [name for name in ("val_mrr", "val_top1", "val_loss") if name in state.best]
+    said = ", ".join(f"{name} {state.best[name]:.3f}" for name in shown)
     world.print0(f"{state.out}: epoch {state.best['epoch']} is the best by validation ({said})")
 
 

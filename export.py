@@ -1,4 +1,4 @@
-"""Write finetuned models as one ONNX file: pictures in, predictions in the label's own unit out.
+"""Write finetuned models as one ONNX file: molecules in, predictions in the label's own unit out.
 
     python export.py runs/dhbd                                   # model.onnx
     python export.py runs/dhbd --precision int8 -o small.onnx    # a quarter the size, for CPUs
@@ -8,7 +8,7 @@
 The file holds everything: pixel normalisation, encoder, heads, label scaling, and in its metadata
 the target names, how the molecules have to be drawn, and fingerprints of the training molecules, so
 that predict.py can tell a molecule that is unlike them all. It is checked against PyTorch on real
-drawings before it gets its name.
+molecules before it gets its name.
 """
 
 import csv
@@ -36,15 +36,14 @@ from moleclip.deploy import (
     to_fp16,
     traced,
 )
-from moleclip.drawing import draw_views
-from moleclip.features import count_fingerprint, pack_fingerprint
+from moleclip.encoders import restore_encoders
+from moleclip.features import featurize, pack_fingerprint
 from moleclip.files import check_output, save_whole
 from moleclip.model import FrozenModel
-from moleclip.molecules import Rejected, parse
+from moleclip.molecules import Rejected
 from moleclip.onnxmodel import metadata_props
-from moleclip.pixels import inflate, to_rgb
-from moleclip.session import SHAPES
-from moleclip.weights import load_encoder
+from moleclip.session import feed
+from moleclip.weights import load_checkpoint, load_encoder
 from moleclip.workers import try_item
 
 LARGEST = 1.9e9  # bytes: a file of ONNX's kind ends at 2 GiB
@@ -98,7 +97,10 @@ def encoder_alone(run):
 
     run: an encoder.pt, a model.pt, a run folder, or what --init takes elsewhere.
     """
-    return Deployed([load_encoder(str(model_in(run))).eval()]).eval(), ()
+    path = model_in(run)
+    if path.name == "model.pt" and path.is_file():  # which may have an encoder of graphs
+        return Deployed([restore_encoders(load_checkpoint(path), path)]).eval(), ()
+    return Deployed([load_encoder(str(path)).eval()]).eval(), ()
 
 
 def describe(deployed, checkpoints, precision):
@@ -109,14 +111,8 @@ def describe(deployed, checkpoints, precision):
     task = "mixed" if len(set(tasks)) > 1 else next(iter(tasks), None)
     first = checkpoints[0] if checkpoints else {}
     intervals, encoder = intervals_of(deployed, checkpoints), {}
-    if deployed.encoders:
-        arch = deployed.encoders[0].arch
-        encoder = {
-            "width": arch["args"]["width"],
-            "layers": arch["args"]["layers"],
-            "patch": arch["args"]["patch_size"],
-            "tokens": arch["tokens"],
-        }
+    for each in reversed(deployed.encoders):  # of several the first counts
+        encoder |= each.facts()
     return {
         "kind": "ensemble" if deployed.ensemble else "model" if targets else "encoder",
         "members": len(checkpoints),
@@ -140,7 +136,9 @@ def describe(deployed, checkpoints, precision):
 def describe_run(checkpoint):
     """Return what a run predicts, how well, and how it was trained."""
     asked = ("data", "init", "split", "seed", "epochs", "batch", "freeze", "augment")
-    training = {key: checkpoint["config"].get(key) for key in (*asked, "lr_encoder", "lr_head")}
+    config = checkpoint["config"]
+    training = {key: config.get(key) for key in (*asked, "lr_encoder", "lr_head")}
+    training |= {key: config[key] for key in ("graph", "features") if key in config}
     told = ("targets", "task", "metrics", "classes", "units")  # the last two only of newer runs
     return {key: checkpoint.get(key) for key in told} | {"training": training}
 
@@ -178,10 +176,12 @@ def training_fingerprints(tables, parts=("train",)):
 def to_onnx(deployed, precision):
     """Return the ONNX model, with a dynamic batch."""
     # A batch of 1 as the example would be burnt into the graph, hence 2.
-    examples = [torch.randint(0, 256, (2, *SHAPES[name])).byte() for name in deployed.inputs]
+    examples = as_tensors(deployed, probes(PROBES[:2]))
     module = to_fp16(deployed) if precision == "fp16" else deployed
-    sizes = tuple({0: torch.export.Dim("batch")} for _ in examples)
-    model = traced(module, examples, deployed.inputs, deployed.names, sizes)
+    own = {"atoms": "atoms", "owner": "atoms", "bonds": "bonds", "kinds": "bonds"}
+    known = {name: torch.export.Dim(name) for name in ("batch", "atoms", "bonds")}
+    sizes = tuple({0: known[own.get(name, "batch")]} for name in deployed.inputs)
+    model = traced(module, examples, deployed.inputs, deployed.names, (sizes,))
     return to_int8(model) if precision == "int8" else model
 
 
@@ -193,7 +193,9 @@ def to_int8(model):
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     del model.graph.value_info[:]  # quantize_dynamic takes its own and refuses these
-    heads = [node.name for node in model.graph.node if any("head." in i for i in node.input)]
+    kept = ("head.", "gin.")  # what names of weights say that aren't of pictures
+    nodes = model.graph.node
+    heads = [node.name for node in nodes if any(k in i for i in node.input for k in kept)]
     heads += [f"{name}_MatMul" for name in heads]  # which it calls a Gemm
     logging.getLogger().setLevel(logging.ERROR)  # it advises a preprocessing that has no use here
     with tempfile.TemporaryDirectory() as folder:
@@ -210,21 +212,23 @@ def to_int8(model):
 
 
 def probes(smiles=PROBES):
-    """Return {"images": uint8 (n, 224, 224, 3), "fingerprint": uint8 (n, 2048)} of molecules.
+    """Return all Features of molecules, a list without those that can't be drawn."""
+    how = {"counts": True, "graph": True}
+    found = [try_item(featurize, row, text, "", how) for row, text in enumerate(smiles)]
+    return [each for each in found if not isinstance(each, Rejected)]
 
-    What can't be drawn is left out.
-    """
-    drawn = [(try_item(draw_views, row, text, "", {}), text) for row, text in enumerate(smiles)]
-    drawn = [pair for pair in drawn if not isinstance(pair[0], Rejected)]
-    return {
-        "images": to_rgb(np.stack([inflate(streams[0]) for streams, _ in drawn])),
-        "fingerprint": np.stack([count_fingerprint(parse(text)) for _, text in drawn]),
-    }
+
+def as_tensors(deployed, given):
+    """Return what a model is given of a list of Features, in the order of its inputs."""
+    counts = np.stack([each.counts for each in given])
+    graphs = [each.graph for each in given]
+    arrays = feed(deployed.inputs, [each.streams[0] for each in given], counts, graphs)
+    return [torch.from_numpy(arrays[name]) for name in deployed.inputs]
 
 
 def probe_pictures(smiles=PROBES):
     """Return RGB drawings of molecules, uint8 (n, 224, 224, 3), leaving out what can't be drawn."""
-    return probes(smiles)["images"]
+    return feed(["images"], [each.streams[0] for each in probes(smiles)], None, ())["images"]
 
 
 def compare(deployed, path, given):
@@ -233,16 +237,16 @@ def compare(deployed, path, given):
     given: of `probes`. It is asked with several sizes of batch; cosine: the embeddings' smallest,
     None without any.
     """
-    count = len(given["images"])
+    count = len(given)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     ends = np.cumsum([0, *BATCHES, max(4, count - sum(BATCHES))])
     gaps, cosines, names = [], [], deployed.names
     for begin, end in zip(ends, ends[1:]):
-        part = {name: given[name][begin:end] for name in deployed.inputs}
+        part = as_tensors(deployed, given[begin:end])
         with torch.no_grad():
-            told = deployed(*map(torch.from_numpy, part.values()))
-        told = [output.numpy() for output in told]
-        got = dict(zip(names, session.run(names, part)))
+            told = [output.numpy() for output in deployed(*part)]
+        arrays = {name: tensor.numpy() for name, tensor in zip(deployed.inputs, part)}
+        got = dict(zip(names, session.run(names, arrays)))
         for name, wanted in zip(names, told):
             if name == "embedding":
                 cosines.append(cosines_of(got[name], wanted))
@@ -348,6 +352,9 @@ def main(runs, out, precision, encoder_only, no_fingerprints, force):
     check_output(out, *(paths or [model_in(runs[0])]))
     deployed, checkpoints = encoder_alone(runs[0]) if encoder_only else combine(paths, force)
     check_size(deployed, precision)
+    if precision != "fp32" and "images" not in deployed.inputs and "atoms" in deployed.inputs:
+        says = "is for encoders of pictures; one of graphs is small and fast as it is"
+        raise click.ClickException(f"--precision {precision}: {says}; leave it out")
     if no_fingerprints and "fingerprint" in deployed.inputs:
         check_private(paths, deployed)
     tables = [table_beside(path) for path in paths]
@@ -376,7 +383,7 @@ def check_private(paths, deployed):
         if kinds and "ecfp" in model.head.uses:
             raise click.ClickException(
                 f"--no-fingerprints: the head of {path} carries the training molecules' "
-                "fingerprints; finetune with --head mlp, or --features picture"
+                "fingerprints; finetune with --head mlp, or features without ecfp"
             )
 
 

@@ -17,33 +17,37 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import click
-import numpy as np
 import torch
 from click.core import ParameterSource
 from rdkit import rdBase
 
 from moleclip import options
 from moleclip.device import Distributed, local_rank, pick_device, pick_precision, report_once
-from moleclip.experiment import Experiment, draw_rows
-from moleclip.files import check_output, save_table
+from moleclip.encoders import load_encoders
+from moleclip.experiment import Experiment, read_rows
+from moleclip.files import check_output
+from moleclip.grid import finish_grid, keep_best, trial_folder
 from moleclip.heads import HEAD_EPOCHS, HEAD_PATIENCE
-from moleclip.metrics import FROZEN, MODEL, over_seeds
+from moleclip.metrics import FROZEN
 from moleclip.molecules import MAX_ATOMS, find_input, input_facts
 from moleclip.options import LEVELS, comma_list, number_between, positive_weight
 from moleclip.outputs import interrupted_by_sigterm
 from moleclip.results import taken
-from moleclip.runs import TABLES, aggregate, load_facts
+from moleclip.runs import aggregate, load_facts
 from moleclip.splits import SPLIT_KINDS
 from moleclip.stages import decide, read_validation, too_few
 from moleclip.table import Data
 from moleclip.training import WARM_UP, enough_memory
-from moleclip.weights import default_init, init_digest, load_encoder
+from moleclip.weights import default_init, init_digest
 
 COUNT = click.IntRange(1)
 TASKS = click.Choice(["auto", "regression", "classification"])
 HEADS = click.Choice(["auto", "mlp", "gp", "forest"])
-FEATURES = click.Choice(["auto", "picture", "ecfp", "picture+ecfp"])
-# Options of a head that is trained step by step, the MLP on pictures.
+KINDS = ("picture", "graph", "picture+graph")  # what encoders look at
+FEATURES = click.Choice(["auto", *KINDS, "ecfp", *(f"{kind}+ecfp" for kind in KINDS)])
+ALIGNED = "aligned.pt"  # where align.py leaves a graph encoder
+LR_PICTURE, LR_GRAPH = 5e-6, 4e-4  # the paper's; a shallow encoder is no slower than a head
+# Options of a head that is trained step by step, the MLP on an encoder.
 STEPWISE = ("lr_head", "epochs", "patience", "batch", "pos_weight", "raw_labels")
 FINETUNING = ("epochs", "patience", "batch", "precision")  # settings that frozen heads don't have
 LABELLING = ("pos_weight", "raw_labels")  # of these, what frozen heads can't follow
@@ -56,8 +60,9 @@ AUGMENT = comma_list(LEVELS.__getitem__, "none, default, intense or several of t
 @click.option("--data", required=True, help="CSV or TSV with a SMILES column and labels.")
 @options.out_path(None, "Folder for the results.  [default: runs/NAME]")
 @click.option(
-    "--init", help="Encoder to start from.  [default: encoder.pt, else bundled, else ViT-B/16]"
+    "--init", help="Encoder of pictures.  [default: encoder.pt, else bundled, else ViT-B/16]"
 )
+@click.option("--graph", help="Encoder of graphs: aligned.pt, a run, none.  [default: aligned.pt]")
 @click.option(
     "--target",
     "targets",
@@ -92,11 +97,10 @@ AUGMENT = comma_list(LEVELS.__getitem__, "none, default, intense or several of t
     "--patience", type=COUNT, help="Stop after so many epochs without a better validation loss."
 )
 @options.batch(64, 1, "Molecules in a step.")
-@options.shown(
+@click.option(
     "--lr-encoder",
-    "5e-6",
-    "Highest learning rate of the encoder; several make a grid.",
     callback=RATES,
+    help="Highest learning rate of the encoder; several make a grid.  [default: 5e-6; graphs 4e-4]",
 )
 @options.shown(
     "--lr-head", "4e-4", "Highest learning rate of the head; several make a grid.", callback=RATES
@@ -117,10 +121,7 @@ AUGMENT = comma_list(LEVELS.__getitem__, "none, default, intense or several of t
     type=HEADS,
 )
 @options.shown(
-    "--features",
-    "auto",
-    "What the head looks at: picture, ecfp or picture+ecfp; auto compares.",
-    type=FEATURES,
+    "--features", "auto", "What the head looks at; auto compares encoder and ecfp.", type=FEATURES
 )
 @click.option("--r-groups", is_flag=True, help="Draw the ends of all molecules as R-groups.")
 @click.option("--force", is_flag=True, help="Test on molecules that --init was trained on.")
@@ -149,15 +150,14 @@ def run(context, **parts):
         chosen.out = run_folder(chosen, data)
         if not world.rank:
             check_output(chosen.out / "model.pt")
-        chosen.init = chosen.init or default_init()
         # a wrong --init shows before the drawing
-        if chosen.init != "none":
-            world.local0_first(lambda: load_encoder(chosen.init))
+        world.local0_first(lambda: load_encoders(chosen.init, chosen.graph))
         dtype, reason = pick_precision(chosen.precision, device)
         config = make_config(chosen, data)
         world.compare(config | {"precision": str(dtype)})
-        pictures, data.problems = draw_rows(data, world, chosen.r_groups)
-        experiment = Experiment(data, pictures, config, device, dtype, world, **parts)
+        kinds = chosen.encoded or ("picture",)
+        given, data.problems = read_rows(data, kinds, world, chosen.r_groups)
+        experiment = Experiment(data, given, config, device, dtype, world, **parts)
         experiment.make_splits(chosen.force)
         if not world.rank:
             print_facts(experiment, reason)
@@ -208,6 +208,7 @@ def read_data(context, chosen):
             param_hint="--split",
         )
     settle_head(context, chosen)
+    settle_encoders(context, chosen)
     if chosen.freeze and given(context, "lr_encoder", "augment"):
         raise click.BadParameter(
             "the encoder stays as it is: leave out --lr-encoder and --augment",
@@ -235,10 +236,10 @@ def given(context, *names):
 
 
 def settle_head(context, chosen):
-    """Settle --head, --features and --freeze: what one of them says of the others.
+    """Settle --head and --freeze: what one of them, or --features, says of the others.
 
     Afterwards chosen.compares tells whether heads are fitted by moleclip/choice.py, instead of the
-    MLP on pictures being trained step by step; chosen.staged, whether the one and then the other.
+    MLP on an encoder being trained step by step; chosen.staged, whether the one and then the other.
     """
     ecfp, stepwise = "ecfp" in chosen.features, given(context, *STEPWISE)
     chosen.freeze = chosen.freeze or ecfp or chosen.head in ("gp", "forest")
@@ -250,13 +251,36 @@ def settle_head(context, chosen):
     chosen.staged = not chosen.freeze and chosen.head == "auto"
     wrong = [name for name in stepwise if name != "lr_head" or chosen.head in ("gp", "forest")]
     if chosen.compares and wrong:
-        says = "is of the MLP on pictures; leave it out, or take --head mlp --features picture"
+        says = "is of the MLP on an encoder; leave it out, or take --head mlp, without ecfp"
         raise click.BadParameter(says, param_hint=flag(wrong[0]))
-    if chosen.features == "ecfp":
-        if chosen.init:
-            says = "fingerprints alone need no encoder: leave it out"
-            raise click.BadParameter(says, param_hint="--init")
-        chosen.init = "none"
+
+
+def settle_encoders(context, chosen):
+    """Settle which encoders are looked at: chosen.encoded; of others init is "none", graph None."""
+    named = chosen.features.split("+")
+    wanted = {"picture": "picture" in named, "graph": "graph" in named}
+    if chosen.features == "auto":
+        wanted = {"picture": bool(chosen.init or not chosen.graph), "graph": bool(chosen.graph)}
+    given_by = {"picture": ("--init", chosen.init), "graph": ("--graph", chosen.graph)}
+    for kind, (option, value) in given_by.items():
+        if value and not wanted[kind]:
+            says = f"--features {chosen.features} has no {kind}: leave it out"
+            if chosen.features == "ecfp":
+                says = "fingerprints alone need no encoder: leave it out"
+            raise click.BadParameter(says, param_hint=option)
+    chosen.encoded = tuple(kind for kind in wanted if wanted[kind])
+    chosen.init = (chosen.init or default_init()) if wanted["picture"] else "none"
+    chosen.graph = (chosen.graph or ALIGNED) if wanted["graph"] else None
+    chosen.lr_encoder = chosen.lr_encoder or [LR_GRAPH if wanted["graph"] else LR_PICTURE]
+    if len(chosen.encoded) == 2 and not chosen.freeze:
+        says = "encoders of pictures and graphs aren't finetuned together; add --freeze"
+        raise click.BadParameter(says, param_hint="--features")
+    if chosen.encoded == ("graph",):
+        if given(context, "augment"):
+            raise click.BadParameter("is of pictures; leave it out", param_hint="--augment")
+        chosen.augment = ["none"]
+        if not given(context, "precision"):
+            chosen.precision = "fp32"  # there is nothing to be gained
 
 
 def flag(name):
@@ -267,6 +291,7 @@ def flag(name):
 def make_config(chosen, data):
     """Return what config.json holds of a run, but for the trial and the seed."""
     training = ("pos_weight", "raw_labels", "epochs", "patience", "batch", "freeze", "r_groups")
+    graph = {"graph": chosen.graph, "features": "+".join(chosen.encoded)}
     return {
         "data": Path(data.path).name,
         "data_sha256": input_facts(data.path, chosen.smiles_column)["sha256"],
@@ -284,6 +309,7 @@ def make_config(chosen, data):
         "head_first": None if chosen.freeze else [HEAD_EPOCHS, HEAD_PATIENCE, WARM_UP],
         "precision": chosen.precision,
         **{name: getattr(chosen, name) for name in training},
+        **(graph | {"graph_sha256": init_digest(chosen.graph)} if chosen.graph else {}),
         **({"head": chosen.head, "features": chosen.features} if chosen.compares else {}),
     }
 
@@ -293,8 +319,10 @@ def print_facts(experiment, reason):
     data, config, count = experiment.data, experiment.config, len(experiment.data.targets)
     targets = f"{count} target{'s' * (count > 1)} ({', '.join(data.targets[:6])})"
     dtype = str(experiment.dtype or "fp32").removeprefix("torch.")
-    encoder = f"{'frozen ' * config['freeze']}encoder from {config['init']}"
-    encoder = "fingerprints alone" if config["init"] == "none" else encoder
+    sources = [config["init"]] * (config["init"] != "none")
+    sources += [f"{config['graph']} (graphs)"] if "graph" in config else []
+    encoder = f"{'frozen ' * config['freeze']}encoder from {' and '.join(sources)}"
+    encoder = encoder if sources else "fingerprints alone"
     click.echo(
         f"{data.path}: {len(experiment.usable())} molecules, {targets}, {data.task}; "
         f"{encoder}; "
@@ -307,7 +335,7 @@ def train_all(experiment, chosen):
     results, trial = train_trials(experiment, chosen, chosen.out, trials_of(chosen))
     if not experiment.world.rank:
         config = experiment.config | trial
-        aggregate(chosen.out, experiment.data, results, config, experiment.pictures)
+        aggregate(chosen.out, experiment.data, results, config, experiment.drawn)
         note = "test values of the epochs that are best on validation; see report.png there"
         if chosen.compares:
             note = "test values of the heads that held-out folds chose; see report.png there"
@@ -355,7 +383,7 @@ def finish_stage(experiment, out, stage, results, trial, decision):
         for result in results:
             name = f"seed-{result.seed}"
             shutil.copytree(folder / name, out / name, dirs_exist_ok=True)
-    aggregate(out, experiment.data, results, config, experiment.pictures, folder, facts)
+    aggregate(out, experiment.data, results, config, experiment.drawn, folder, facts)
     if not decision:
         click.echo(f"\n{out}: the frozen head, which export.py takes from now on; now finetuning")
         return
@@ -391,48 +419,6 @@ def train_trials(experiment, chosen, out, trials):
     if grid and first:
         best = finish_grid(out, trials, results)
     return results[best] if first else [], trials[best]
-
-
-def trial_folder(out, trial):
-    """Return the folder of one trial of a grid, named by its rates and augmentation."""
-    rates = {key: f"{value:g}" for key, value in trial.items() if key != "augment"}
-    words = [f"{key.replace('_', '-')}-{value}" for key, value in (trial | rates).items()]
-    return out / "grid" / "_".join(words)
-
-
-def keep_best(out, trials, results):
-    """Return each trial's mean validation loss and the best's place; drop the others' models.
-
-    results: the SeedResults of each trial so far.
-    """
-    losses = [float(np.mean([each.metrics["val_loss"] for each in seeds])) for seeds in results]
-    best = int(np.argmin(losses))
-    for i, seeds in enumerate(results):
-        for result in seeds if i != best else ():
-            folder = trial_folder(out, trials[i]) / f"seed-{result.seed}"
-            for name in ("model.pt", *TABLES):
-                (folder / name).unlink(missing_ok=True)
-    return losses, best
-
-
-def finish_grid(out, trials, results):
-    """Write grid.csv, move the winner's seeds to their place, and return the winner's place."""
-    losses, best = keep_best(out, trials, results)
-    lines = []
-    for i, (trial, seeds) in enumerate(zip(trials, results)):
-        scores = over_seeds([result.metrics for result in seeds])[MODEL]["pooled"]
-        chosen = "yes" if i == best else ""
-        values = [f"{summary['mean']:.6g}" for summary in scores.values()]
-        lines.append([*trial.values(), f"{losses[i]:.6g}", chosen, *values])
-    tested = [f"test_{name}" for name in scores]
-    save_table(out / "grid.csv", [*trials[0], "val_loss", "chosen", *tested], lines)
-    for result in results[best]:
-        folder = trial_folder(out, trials[best]) / f"seed-{result.seed}"
-        shutil.copytree(folder, out / f"seed-{result.seed}", dirs_exist_ok=True)
-        (folder / "model.pt").unlink(missing_ok=True)
-    setting = ", ".join(f"{key} {value}" for key, value in trials[best].items())
-    click.echo(f"chosen on validation out of {len(trials)}: {setting}; all in {out}/grid.csv")
-    return best
 
 
 if __name__ == "__main__":

@@ -46,8 +46,6 @@ from moleclip.workers import parallel, prefetch
 # Rows that are sorted by ink and written together: what an interruption costs at most. It divides
 # BLOCK, so that the same rows are predicted together whatever the part and wherever a run went on.
 WINDOW = 256
-# Pictures in one call: a small batch stays in a CPU's cache, and its pictures have like ink.
-BATCH = {"CPU": 8, "CUDA": 64}
 
 
 class MoleculeFile:
@@ -203,12 +201,13 @@ def check_asked(model, loaded, source, asked):
 
 
 def check_pictures(model, loaded, given, views):
-    """Refuse pictures where the model looks at fingerprints alone; say so where it has another."""
+    """Refuse pictures where the model needs more than them; say so where it has another head."""
+    looks = "looks at graphs" if "atoms" in loaded.inputs else "looks at fingerprints alone"
     if views > 1 and "images" not in loaded.inputs:
-        says = "looks at fingerprints alone, and has no drawings to vary; leave out --views"
+        says = f"{looks}, and has no drawings to vary; leave out --views"
         raise click.ClickException(f"{model}: {says}")
-    if given.files and "images" not in loaded.inputs:
-        says = "looks at fingerprints alone, which pictures don't have; give SMILES"
+    if given.files and loaded.inputs != ["images"] and "prediction_picture" not in loaded.outputs:
+        says = f"{looks}, which pictures don't have; give SMILES"
         raise click.ClickException(f"{model}: {says}")
     if given.files and "prediction_picture" in loaded.outputs:
         says = "predicted from pictures alone, by a head that learned without fingerprints"
@@ -267,8 +266,8 @@ def drawn_rows(loaded, given, output, asked, training):
     """Yield (molecule, Features) of the rows of this part that `output` has not yet."""
     mine = (molecule for molecule in given if asked.part.has(molecule.row))
     wanted = itertools.islice(mine, output.rows, None)
-    how = loaded.drawing | {"views": asked.views, "pictures": bool(given.files)}
-    how |= {"patch": loaded.patch, "training": training, "drawn": "images" in loaded.inputs}
+    how = loaded.drawing | loaded.looks | {"views": asked.views, "pictures": bool(given.files)}
+    how |= {"patch": loaded.patch, "training": training}
     return parallel(featurize, wanted, asked.workers, **how)
 
 
@@ -351,7 +350,7 @@ def read_embeddings(path):
 @click.option("--join", is_flag=True, help="Join the files of all parts instead, of --part.")
 @options.resume("Go on where an interrupted run with the same arguments ended.")
 @options.part("Predict every N-th block of 1024 rows from the I-th, for a job array.")
-@options.batch(None, 1, "Pictures in one call of the model.  [default: 8 on a CPU, 64 on a GPU]")
+@options.batch(None, 1, "Molecules in one call of the model.  [default: 8; GPU 64; graphs 256]")
 @options.provider()
 @options.workers()
 @options.smiles_column()
@@ -379,7 +378,7 @@ def main(arguments, **asked):
     out, embeddings, html = name_outputs(asked, given.path, model)
     for notice in filter(None, (loaded.notice, loaded.slow(), no_interval(loaded, asked))):
         click.echo(notice, err=True)
-    batch = asked.batch or BATCH.get(loaded.device, 64)
+    batch = asked.batch or loaded.batch
     facts = facts_of(loaded, given, columns, batch, asked)
     output, began = ResumableCsv(out, embeddings, loaded.width, facts, asked.resume), time.time()
     with output.guarded(resumable=source != "-"), loaded.saved_training() as training:

@@ -16,15 +16,15 @@ from record import ROOT, record
 from moleclip.augment import N_UNIFORMS
 from moleclip.device import ALONE, pick_precision
 from moleclip.embedder import Embedder
-from moleclip.experiment import draw_rows
+from moleclip.experiment import read_rows
 from moleclip.model import Model, mlp
 from moleclip.splits import make_split
 from moleclip.table import Data
 from moleclip.training import (
+    EncoderSource,
     FeatureSource,
     Loss,
     Objective,
-    PictureSource,
     Plan,
     Progress,
     adam,
@@ -41,7 +41,7 @@ HEAD_EPOCHS = 3
 
 def picture_source(model, pictures, dtype, level):
     """Return a model's pictures as the training loop takes them."""
-    return PictureSource(model, pictures, Embedder(model.encoder, CPU, dtype, level, BATCH), ALONE)
+    return EncoderSource(model, pictures, Embedder(model.encoder, CPU, dtype, level, BATCH), ALONE)
 
 
 def seconds_a_step(source, objective, rows):
@@ -83,7 +83,7 @@ def one_set(name, dtype):
     some, steps = sorted(part[:SOME]), -(-len(part) // BATCH)
     data.molecules = [data.molecules[i] for i in some]
     began = time.perf_counter()
-    pictures, _ = draw_rows(data)
+    pictures = read_rows(data)[0]["picture"]
     drawing = (time.perf_counter() - began) / len(some)
     labels = torch.from_numpy(data.labels).float()
     objective = Objective(labels, {"train": some}, Loss("regression"))

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from moleclip.counted import JOINT, MAPPED, Counted
+from moleclip.dense import DenseHeads
 from moleclip.files import one_line
 from moleclip.gin import Gin, Shifts
 from moleclip.graphs import FRAGMENTS, fragment_counts, join
@@ -24,15 +25,26 @@ MARGIN = 0.2  # of the hinge (MoMu)
 class Aligned(nn.Module):
     """Graph encoder, the modality's encoder, a projection of each, and what else was learned.
 
-    arch: {"modality", "contrast", "graph": of Gin, "shifts": bool, "query": of its encoder}; of
-    texts also "beside", see counted.py, and "words", how many.
+    arch: {"modality", "contrast", "graph": of Gin, "shifts": bool, "query": of its encoder,
+    "dense": of DenseHeads}; of texts also "beside", see counted.py, and "words", how many. Without
+    a contrast, None, it has nothing to be asked by.
     """
 
     def __init__(self, arch):
         super().__init__()
-        self.arch = arch
-        self.gin = Gin(arch["graph"])
-        self.shifts = Shifts(arch["graph"]["width"]) if arch["shifts"] else None
+        self.arch, graph = arch, arch["graph"]
+        self.gin = Gin(graph)
+        self.shifts = Shifts(graph["width"]) if arch["shifts"] else None
+        self.query = self.words = self.fragments = None
+        self.dim = DIM
+        if arch["contrast"]:
+            self.add_query()
+        dense = arch.get("dense")
+        self.dense = DenseHeads(dense, graph["out"], graph["width"]) if dense else None
+
+    def add_query(self):
+        """Make the modality's side, and the space that both share."""
+        arch = self.arch
         self.query, width = new_query(arch["modality"], arch.get("query"))
         # What a frozen encoder gives is standardised: pictures' features are nearly all alike.
         self.register_buffer("middle", torch.zeros(width))
@@ -42,13 +54,12 @@ class Aligned(nn.Module):
         self.of_graph = Projection(arch["graph"]["out"] + more, DIM)
         self.of_query = Projection(width + more, DIM)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        self.words = self.fragments = None
         if beside:
             self.words = Counted(arch["words"], beside)
             self.fragments = Counted(FRAGMENTS, beside)
         if "cca" in beside:  # its share of a score
             self.register_buffer("share", torch.tensor(0.5))
-        self.dim = DIM + JOINT * ("cca" in beside)
+            self.dim += JOINT
 
     def placed(self, features, counts, counted, projection):
         """Return a side's places in the shared space, float32 (n, dim).
@@ -71,12 +82,18 @@ class Aligned(nn.Module):
         known = (known - self.middle) / self.spread
         return self.placed(known, words, self.words, self.of_query)
 
-    def molecules(self, atoms, bonds, kinds, owner, counts, fragments=None):
-        """Return (places (n, dim), shifts in ppm (atoms, 2) or None) of a `batch`."""
-        features, each = self.gin(atoms, bonds, kinds, owner, counts)
-        told = self.shifts(each) if self.shifts is not None else None
+    def molecules(self, *batch):
+        """Return (places (n, dim), shifts in ppm (atoms, 2)) of a `batch`, either may be None."""
+        features, atoms = self.gin(*batch[:5])
+        told = self.shifts(atoms) if self.shifts is not None else None
+        if self.query is None:
+            return None, told
+        return self.placed_molecules(features, *batch[5:]), told
+
+    def placed_molecules(self, features, fragments=None):
+        """Return the places of what the graph encoder gave, (n, out), and of counted fragments."""
         logs = None if fragments is None else (fragments.float() + 1).log()
-        return self.placed(features, logs, self.fragments, self.of_graph), told
+        return self.placed(features, logs, self.fragments, self.of_graph)
 
     def batch(self, graphs, device):
         """Return what `molecules` takes of a list of Graph, a list of tensors."""
@@ -162,9 +179,10 @@ def load_aligned(path):
     """Return (Aligned, checkpoint) of an aligned.pt. Raises click.ClickException."""
     checkpoint = load_checkpoint(path)
     try:
-        if checkpoint["arch"]["modality"] not in MODALITIES:
+        arch = checkpoint["arch"]
+        if arch["contrast"] and arch["modality"] not in MODALITIES:
             raise KeyError("modality")
-        model = Aligned(checkpoint["arch"])
+        model = Aligned(arch)
         model.load_state_dict({name: w.float() for name, w in checkpoint["model"].items()})
     except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise click.ClickException(

@@ -64,6 +64,9 @@ def export_aligned(path, out):
     """
     check_output(out, path)
     model, checkpoint = load_aligned(path)
+    if not model.arch["contrast"]:
+        says = "learned without a contrast, and finds nothing; finetune.py --graph takes it"
+        raise click.ClickException(f"{path}: {says}")
     if not checkpoint.get("calibration"):
         raise click.ClickException(f"{path}: its run has not ended; align.py --resume goes on")
     modality, names = model.arch["modality"], ["molecule", "query"]

@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime
 
 from moleclip.files import one_line
-from moleclip.graphs import ATOM_SIZES, Graph, fragment_counts, join
+from moleclip.graphs import BLANK, fragment_counts, join
 from moleclip.onnxmodel import FACTS as OF_MODELS
 from moleclip.onnxmodel import check_format
 from moleclip.pixels import SIZE
@@ -33,16 +33,6 @@ TOKENIZER, VOCABULARY = "moleclip_tokenizer", "moleclip_vocabulary"  # of a mode
 PICTURE, SMILES, TEXT = "picture", "smiles", "text"
 UNLIKE = 5  # per cent of the right molecules score less: below that even the best hit is unlike
 BATCH, TEXTS = 256, 32  # graphs, and texts, in one call
-# A stand-in for the molecules while a query is embedded.
-BLANK = Graph(
-    np.zeros((1, len(ATOM_SIZES)), np.uint8),
-    np.zeros((0, 2), np.uint8),
-    np.zeros(0, np.uint8),
-    np.zeros(1, np.uint8),
-    0.0,
-    "",
-    (np.zeros(0, np.uint16), np.zeros(0, np.uint8)),
-)
 
 
 def aligned_props(facts, texts=None):

@@ -5,27 +5,28 @@ import numpy as np
 import torch
 
 from moleclip.aligned import DIM, load_aligned
+from moleclip.dense import losses_of, weight_of
 from moleclip.spectra import FAR, NMR, peak_distance
 
 BLOCK = 256  # molecules embedded at once
+BETA = {"nmr13c": 3.0, "nmr1h": 0.3}  # ppm: below it a shift's error counts as its square
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of what is counted, tried out
 WEIGHTS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5, 0.8)  # of peaks, tried out
 
 
 @torch.no_grad()
 def embed(model, graphs, device):
-    """Return (places (n, dim), predicted shifts, a list of arrays, or None) of a list of Graph."""
+    """Return (places (n, dim), predicted shifts, a list of arrays) of Graphs; None of neither."""
     found, shifts, kind = [], [], model.arch["modality"]
     for start in range(0, len(graphs), BLOCK):
         part = graphs[start : start + BLOCK]
-        batch = model.batch(part, device)
-        molecules, told = model.molecules(*batch)
-        found.append(molecules.float().cpu())
+        molecules, told = model.molecules(*model.batch(part, device))
+        found += [molecules.float().cpu()] if molecules is not None else []
         if told is not None:
             told = told[:, list(NMR).index(kind)].cpu().numpy()
             starts = np.cumsum([0, *(len(graph.atoms) for graph in part)])
             shifts += [told[graph.alike(kind) + at] for graph, at in zip(part, starts)]
-    return torch.cat(found), shifts or None
+    return torch.cat(found) if found else None, shifts or None
 
 
 def predict_shifts(path, members, kind, device):
@@ -59,17 +60,42 @@ def ranks_of(scores, own):
 
 
 def evaluate(state, pairs, parts):
-    """Return how well validation's pairs are found among themselves, and their shifts."""
+    """Return how well validation's pairs are found among themselves, and what else was learned.
+
+    Without a contrast "val_loss" is what the rest comes to, by the weights of --loss.
+    """
     state.model.eval()
-    places = parts["val"]
+    places, found, weights = parts["val"], {}, state.config["loss"]
     molecules, shifts = embed(state.model, [pairs.graphs[i] for i in places], state.device)
-    ranks = ranks_of(embed_asked(state, places) @ molecules.T, torch.arange(len(places))).float()
-    found = {"mrr": (1 / ranks).mean().item(), "top1": (ranks == 1).float().mean().item()}
+    if molecules is not None:
+        own = torch.arange(len(places))
+        ranks = ranks_of(embed_asked(state, places) @ molecules.T, own).float()
+        found = {"mrr": (1 / ranks).mean().item(), "top1": (ranks == 1).float().mean().item()}
+    if state.targets:
+        found |= evaluate_dense(state, pairs, places)
+    loss = sum(weight_of(name, weights) * value for name, value in found.items())
     if shifts:
         kind = state.modality
         away = [peak_distance(s, state.given[i].places, kind) for s, i in zip(shifts, places)]
         found["shifts_ppm"] = float(np.mean(away))
+        loss += weights["shifts"] * found["shifts_ppm"] / BETA[kind]
+    if molecules is None:
+        found["loss"] = loss
     return {f"val_{name}": value for name, value in found.items()}
+
+
+@torch.no_grad()
+def evaluate_dense(state, pairs, places):
+    """Return {name: mean} of what dense targets of some pairs were told, losses and accuracies."""
+    sums = {}
+    for start in range(0, len(places), BLOCK):
+        part = places[start : start + BLOCK]
+        told = state.model.dense(*state.model.gin(*state.graphs(pairs, part)[:5]))
+        for name, values in losses_of(told, state.truth(pairs, part)).items():
+            known = values[values.isfinite()].double().cpu()
+            total, count = sums.get(name, (0.0, 0))
+            sums[name] = total + known.sum().item(), count + len(known)
+    return {name: total / max(count, 1) for name, (total, count) in sums.items()}
 
 
 def calibrate(state, pairs, parts):

@@ -4,18 +4,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
+import numpy as np
 import torch
-from torch.nn import functional as F
 
-from moleclip.aligned import COLDEST, DIM, Aligned, acml_loss, hinge_loss, load_aligned, shift_loss
+from moleclip.aligned import DIM, Aligned, load_aligned
 from moleclip.alignscores import BLOCK
+from moleclip.dense import DenseTargets
 from moleclip.device import Distributed
 from moleclip.files import one_line
 from moleclip.heads import FrozenEncoder
-from moleclip.losses import contrastive_loss
 from moleclip.pairtable import augmented, vectors_of
 from moleclip.queries import learn_spectra
-from moleclip.spectra import NMR
 from moleclip.textpairs import TextReader
 from moleclip.tokens import padded_tokens
 from moleclip.trainstate import read_log, save_log
@@ -24,16 +23,14 @@ from moleclip.weights import load_checkpoint, load_encoder, save_checkpoint
 
 DECAY = 1e-3  # of weights (ACML)
 PREDICTED = 5.0  # times the JITTER of measured spectra: of predicted ones, 2 to 3 ppm off
-BETA = {"nmr13c": 3.0, "nmr1h": 0.3}  # ppm: below it a shift's error counts as its square
 FREE = ("out", "workers")  # settings that may differ on --resume
 OF_ENCODER = 0.05  # of --lr: what a pretrained encoder of texts learns at
-PASSAGES = 2  # of a text, that are told from other molecules' in a step (MoMu)
 
 
 def embed_pictures(streams, encoder, device, world):
     """Return the features of drawings, a list of one zlib stream each, float32 (n, 512)."""
-    pictures = {i: stream for i, (stream,) in enumerate(streams)}
-    return FrozenEncoder(pictures, len(streams), False, device, world).embeddings(encoder, 0)
+    given = {"picture": {i: stream for i, (stream,) in enumerate(streams)}}
+    return FrozenEncoder(given, len(streams), False, device, world).embeddings(encoder, 0)
 
 
 def new_model(config, arch, world, device, given, learned):
@@ -42,6 +39,8 @@ def new_model(config, arch, world, device, given, learned):
     learned: places of what may be learned from, or None where weights are to come from a file.
     """
     kind, seed = arch["modality"], config["seed"]
+    if not arch["contrast"]:
+        return Aligned(arch), given
     if kind == "picture":
         encoder = load_encoder(config["init"]).eval()
         features = embed_pictures(given, encoder, device, world)
@@ -74,6 +73,7 @@ class AlignState:
     model: Aligned
     optimizer: torch.optim.Optimizer
     given: torch.Tensor | list  # what is asked by: features of pictures, or a list of Spectrum
+    targets: DenseTargets | None = None
     epoch: int = 0
     log: list = field(default_factory=list)
     best: dict = field(default_factory=dict)  # the entry of its epoch, and "weights"
@@ -81,15 +81,17 @@ class AlignState:
     reader: TextReader | None = None  # of texts
 
     @classmethod
-    def start(cls, out, config, arch, world, device, pairs, train, resumed=False):
+    def start(cls, out, config, arch, world, device, pairs, train, targets=None, resumed=False):
         """Return the state before the first epoch. train: places of the pairs to learn from.
 
-        resumed: all weights come from the checkpoint; nothing is pretrained in vain.
+        targets: DenseTargets, if any are to be told. resumed: all weights come from the checkpoint;
+        nothing is pretrained in vain.
         """
         torch.manual_seed(config["seed"])
         other, facts = load_aligned(config["graph"]) if config["graph"] else (None, {})
-        whole = resumed or (other and other.arch["modality"] == arch["modality"])
-        learned, reader = None if whole else train, None
+        same = other and other.query is not None and other.arch["modality"] == arch["modality"]
+        whole, reader = resumed or same, None
+        learned = None if whole else train
         if arch["modality"] == "text":
             texts = [" ".join(pairs.given[i]) for i in train]
             words, layers = bool(arch["beside"]), config["text_layers"]
@@ -106,10 +108,11 @@ class AlignState:
         model.load_state_dict(world.from_rank0(model.state_dict))
         model = model.to(device)
         optimizer = new_optimizer(model, config)
-        state = cls(out, config, world, device, model, optimizer, given, reader=reader)
+        state = cls(out, config, world, device, model, optimizer, given, targets, reader=reader)
         if reader and not reader.layers:
             reader.store(model.query, given, device)
-        if not whole and (reader or not config["unfreeze"]):
+        frozen = model.query is not None and not config["unfreeze"]
+        if not whole and (reader or frozen):
             state.standardise(train)
         return state
 
@@ -130,7 +133,8 @@ class AlignState:
     def train_mode(self):
         """Let dropout and batch statistics work where something is learned."""
         self.model.train()
-        self.model.query.train(self.config["unfreeze"])
+        if self.model.query is not None:
+            self.model.query.train(self.config["unfreeze"])
         if self.reader:
             self.model.query.train_last(self.reader.layers)
 
@@ -156,6 +160,11 @@ class AlignState:
         """Return what the model takes of some pairs' molecules, tensors."""
         return self.model.batch([pairs.graphs[i] for i in places], self.device)
 
+    def truth(self, pairs, places):
+        """Return the dense targets of some pairs, {name: tensor}."""
+        counts = np.array([len(pairs.graphs[i].atoms) for i in places], np.int64)
+        return self.targets.of(pairs.rows[places], counts)
+
     def share_statistics(self):
         """Give every process the mean of the batch statistics that each has seen."""
         for name, buffer in self.model.named_buffers():
@@ -166,7 +175,7 @@ class AlignState:
         """Put an epoch's entry into the log and on the screen; keep its weights if the best."""
         self.epoch = entry["epoch"]
         self.log.append(entry)
-        if entry["val_mrr"] > self.best.get("val_mrr", -1):
+        if not self.best or score_of(entry) > score_of(self.best):
             weights = {name: value.clone() for name, value in self.model.state_dict().items()}
             self.best = entry | {"weights": weights}
         words = [f"{name} {value:.3f}" for name, value in entry.items() if name != "epoch"]
@@ -221,7 +230,8 @@ class AlignState:
 
 def new_optimizer(model, config):
     """Return the optimizer of what is to learn in a model; the rest is frozen."""
-    model.query.requires_grad_(config["unfreeze"])
+    if model.query is not None:
+        model.query.requires_grad_(config["unfreeze"])
     if layers := config.get("text_layers"):
         model.query.learn_last(layers)
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -233,12 +243,17 @@ def new_optimizer(model, config):
     return torch.optim.AdamW(learned, config["lr"], weight_decay=DECAY)
 
 
+def score_of(entry):
+    """Return how good an epoch was in validation, by its entry of the log: the more, the better."""
+    return entry["val_mrr"] if "val_mrr" in entry else -entry["val_loss"]
+
+
 def take_over(model, other, path):
     """Give a model all weights of another that fit it; return what to say. path: the other's."""
     mine, theirs = model.state_dict(), other.state_dict()
     same = other.arch["modality"] == model.arch["modality"]
     names = [name for name in mine if name in theirs and mine[name].shape == theirs[name].shape]
-    names = [name for name in names if same or name.startswith(("gin.", "shifts."))]
+    names = [name for name in names if same or name.startswith(("gin.", "shifts.", "dense."))]
     if not any(name.startswith("gin.layers") for name in names):
         raise click.ClickException(
             f"--graph {path}: its graph encoder has another --width or --layers"
@@ -246,54 +261,3 @@ def take_over(model, other, path):
     model.load_state_dict(mine | {name: theirs[name] for name in names})
     parts = sorted({name.partition(".")[0] for name in names})
     return f"taken over from {path}: {', '.join(parts)}"
-
-
-def learn(state, pairs, places, random, rate):
-    """Take one step on a batch, places of its pairs; return {part of the loss: value}."""
-    model, world, config = state.model, state.world, state.config
-    mine = world.share(places)
-    with torch.set_grad_enabled(config["unfreeze"] or bool(state.reader and state.reader.layers)):
-        views = [state.asked(mine, random) for _ in range(PASSAGES if state.reader else 1)]
-    views = [model.placed_query(features) for features in views]
-    graphs = state.graphs(pairs, mine)
-    molecules, told = model.molecules(*graphs)
-    views, molecules = [world.gather(asked) for asked in views], world.gather(molecules)
-    groups = torch.from_numpy(pairs.groups[places]).to(molecules.device)
-    losses = [contrast_of(model, asked, molecules, groups) for asked in views]
-    parts = {"contrast": sum(losses) / len(losses)}
-    if told is not None:
-        parts["shifts"] = shift_part(state, pairs, mine, graphs[4], told)
-    loss = sum(config["loss"].get(name, 0) * value for name, value in parts.items())
-    if not torch.isfinite(loss):
-        raise click.ClickException("the loss is not a number any more; lower --lr")
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate * group.get("share", 1.0)
-    state.optimizer.zero_grad()
-    loss.backward()
-    world.average_gradients(model.parameters())
-    state.optimizer.step()
-    return {name: value.item() for name, value in parts.items()} | {"loss": loss.item()}
-
-
-def contrast_of(model, asked, molecules, groups):
-    """Return the contrast of n pairs' places, which is of what the network learns alone."""
-    asked, molecules = asked[:, :DIM], molecules[:, :DIM]
-    if model.arch["contrast"] == "acml":
-        return acml_loss(asked, molecules)
-    if model.arch["contrast"] == "hinge":
-        asked, molecules = (F.normalize(side, dim=1) for side in (asked, molecules))
-        return hinge_loss(asked, molecules, groups)
-    scale = model.log_scale.exp().clamp(max=COLDEST)
-    return contrastive_loss(asked, molecules, scale, groups)[0]
-
-
-def shift_part(state, pairs, mine, counts, told):
-    """Return the loss of predicted shifts of some pairs.
-
-    counts: atoms of each, a tensor; told: (atoms, nuclei) of theirs.
-    """
-    kind, starts = state.modality, (counts.cumsum(0) - counts).tolist()
-    classes = [pairs.graphs[i].alike(kind) + start for i, start in zip(mine, starts)]
-    predicted = [told[torch.from_numpy(places), list(NMR).index(kind)] for places in classes]
-    spectra = [torch.from_numpy(state.given[i].places).float() for i in mine]
-    return shift_loss(predicted, [each.to(told.device) for each in spectra], BETA[kind])

@@ -21,7 +21,7 @@ TENTHS, FOLDS = 10, 5  # a fold is two tenths
 MLP_FROM = 2000  # rows from which auto tries the MLP; below, its validation part is too small
 EPOCHS, PATIENCE = 200, 40  # of an MLP that is compared
 NAMES = {"gp": "Gaussian process", "forest": "random forest", "mlp": "MLP"}
-BOTH = ("picture", "ecfp")
+BOTH = ("embedding", "ecfp")  # what a head may look at
 LEARNED = "train and val"  # what a head that needs no validation part has learned from
 
 
@@ -29,7 +29,13 @@ class Candidate(NamedTuple):
     """A kind of head, "gp", "forest" or "mlp", and the features that it looks at."""
 
     kind: str
-    uses: tuple
+    uses: tuple  # what the encoder looks at, all of it or nothing, and "ecfp"
+
+    @property
+    def inputs(self):
+        """Which of BOTH the head looks at."""
+        known = {"ecfp" if each == "ecfp" else "embedding" for each in self.uses}
+        return tuple(each for each in BOTH if each in known)
 
     @property
     def name(self):
@@ -68,13 +74,13 @@ def tenths_of(data, rows, kind, seed):
 class Study:
     """The heads of one seed's split, each fitted once to training and validation rows together.
 
-    embedding: float32 (all rows, 512), or None without an encoder; counts: uint8 (all rows, 2048);
-    rates: of the MLP's learning.
+    embedding: float32 (all rows, width), or None without an encoder; counts: uint8 (all rows,
+    2048); rates: of the MLP's learning; encoded: what the encoder looks at.
     """
 
-    def __init__(self, data, split, seed, kind, embedding, counts, rates):
+    def __init__(self, data, split, seed, kind, embedding, counts, rates, encoded):
         self.data, self.split, self.seed, self.kind = data, split, seed, kind
-        self.task = data.task
+        self.task, self.encoded = data.task, encoded
         self.rows = sorted(split["train"] + split["val"])
         self.embedding, self.counts, self.rates = embedding, counts, rates
         self.labels = data.labels[self.rows]
@@ -82,21 +88,21 @@ class Study:
         self.folds = self.tenths // 2
         self.fits, self.kernels = {}, None
 
-    def of(self, uses, rows):
-        """Return (embedding or None, counts or None) of some rows, those that are used."""
-        embedding = self.embedding[rows] if "picture" in uses else None
-        return embedding, self.counts[rows] if "ecfp" in uses else None
+    def of(self, inputs, rows):
+        """Return (embedding or None, counts or None) of some rows, those of BOTH that are used."""
+        embedding = self.embedding[rows] if "embedding" in inputs else None
+        return embedding, self.counts[rows] if "ecfp" in inputs else None
 
     def fit(self, candidate):
         """Return the Fitted of a Candidate, fitted once."""
         if candidate not in self.fits:
             began = time.time()
             fitters = {"gp": self.fit_gp, "forest": self.fit_forest, "mlp": self.fit_mlp}
-            self.fits[candidate] = fitters[candidate.kind](candidate.uses)
+            self.fits[candidate] = fitters[candidate.kind](candidate.inputs)
             click.echo(f"{candidate.name}: {time.time() - began:.1f} s", err=True)
         return self.fits[candidate]
 
-    def fit_gp(self, uses):
+    def fit_gp(self, inputs):
         """Return the Fitted of a Gaussian process."""
         if too_costly(self.labels):
             raise click.ClickException(
@@ -106,12 +112,12 @@ class Study:
         if self.kernels is None:
             everything = ("ecfp",) if self.embedding is None else BOTH
             self.kernels = Rows.of(*self.of(everything, self.rows))
-        found = fit_gp(self.kernels.only(uses), self.labels, self.folds, self.task)
+        found = fit_gp(self.kernels.only(inputs), self.labels, self.folds, self.task)
         return self.calibrated(*found)
 
-    def fit_forest(self, uses):
+    def fit_forest(self, inputs):
         """Return the Fitted of a random forest."""
-        given = self.of(uses, self.rows)
+        given = self.of(inputs, self.rows)
         found = fit_forest(*given, self.labels, self.folds, self.task, self.seed)
         return self.calibrated(*found)
 
@@ -161,7 +167,7 @@ class Study:
             torch.manual_seed(self.seed)
             net = mlp(inputs.shape[1], labels.shape[1])
             source = FeatureSource(net, (inputs - mean) / deviation)
-            plan = Plan(EPOCHS, 64, self.seed, f"MLP on {'+'.join(uses)}", PATIENCE)
+            plan = Plan(EPOCHS, 64, self.seed, "MLP", PATIENCE)
             history = train(source, objective, [adam(net, rate)], plan)
             found.append((best_epoch(history)["val_loss"], net))
         net = min(found, key=lambda pair: pair[0])[1]
@@ -170,26 +176,28 @@ class Study:
             told = net((inputs[stop] - mean) / deviation).numpy() * scale.std + scale.mean
         error = np.sqrt(np.nanmean((told - self.data.labels[stop]) ** 2, 0)) + 1e-12
         tensors |= {"mean": mean, "scale": deviation, "error": torch.from_numpy(error).float()}
-        tensors |= {"unit": torch.from_numpy(scale.std).float()}
-        tensors |= {"center": torch.from_numpy(scale.mean).float()}
+        own = {"unit": scale.std, "center": scale.mean}
+        tensors |= {name: torch.from_numpy(values).float() for name, values in own.items()}
         tensors["inputs"] = torch.tensor([k in uses for k in BOTH], dtype=torch.uint8)
         tensors["classes"] = torch.tensor(self.task == "classification", dtype=torch.uint8)
         return FeatureMlp(tensors).eval()
 
 
-def candidates(head, features, rows, costly):
+def candidates(head, features, encoded, rows, costly):
     """Return the Candidates that --head and --features stand for, for so many rows to learn from.
 
-    features: "auto", or names joined by +; costly: a Gaussian process can't be fitted.
+    features: "auto", or names joined by +; encoded: what the encoder looks at; costly: a Gaussian
+    process can't be fitted.
     """
-    uses = [tuple(features.split("+"))] if features != "auto" else [BOTH, ("ecfp",), ("picture",)]
+    uses = [tuple(features.split("+"))]
+    uses = [(*encoded, "ecfp"), ("ecfp",), encoded] if features == "auto" else uses
     kinds = [head] if head != "auto" else ["gp", "forest", "mlp"]
     found = [Candidate(kind, each) for kind in kinds for each in uses]
     if head == "auto":
         found = [each for each in found if each.kind != "mlp" or rows >= MLP_FROM]
         found = [each for each in found if each.kind != "gp" or not costly]
-        if features == "auto":  # what is on pictures alone can only be the process
-            found = [each for each in found if each.kind == "gp" or each.uses != ("picture",)]
+        if features == "auto":  # what is on the encoder alone can only be the process
+            found = [each for each in found if each.kind == "gp" or each.uses != encoded]
     return found
 
 
@@ -220,7 +228,8 @@ def best_of(study, head, features):
     costly = head == "auto" and too_costly(study.labels)
     if costly:
         say_once(f"{len(study.rows)} rows are too many for a Gaussian process: it is left out")
-    losses = losses_of(study, candidates(head, features, len(study.rows), costly))
+    named = candidates(head, features, study.encoded, len(study.rows), costly)
+    losses = losses_of(study, named)
     return losses, min(losses, key=losses.get)
 
 
@@ -236,11 +245,11 @@ class Chosen(NamedTuple):
 
 
 def choose_head(study, encoder, head, features, with_baselines):
-    """Return the Chosen of --head and --features. encoder: None without pictures."""
+    """Return the Chosen of --head and --features. encoder: None with fingerprints alone."""
     losses, best = best_of(study, head, features)
     fitted, intervals = study.fit(best), {}
     alone = None
-    if best.uses != ("picture",) and encoder is not None:
+    if "ecfp" in best.uses and study.encoded == ("picture",):  # for those without SMILES
         keeps_rows = head != "mlp" and not too_costly(study.labels)  # an MLP keeps none, as asked
         alone = Candidate("gp" if keeps_rows else "mlp", ("picture",))
     heads = [study.fit(each) for each in (best, alone) if each]
@@ -252,14 +261,11 @@ def choose_head(study, encoder, head, features, with_baselines):
     modules = [each.head for each in heads]
     std = LabelScale.of(study.labels).std
     model = FrozenModel(encoder, kinds, *[*modules, None][:2], std).eval()
-    facts = {
-        "chosen": best.name,
-        "among": {each.name: loss for each, loss in losses.items()},
-        "loss": "cross entropy" if study.task == "classification" else "MAE in SD of the label",
-        "held_out": f"{FOLDS} folds",
-        "learned_from": LEARNED,
-        "rows": len(study.rows),
-    }
+    facts = {"chosen": best.name, "among": {each.name: loss for each, loss in losses.items()}}
+    facts["loss"] = "MAE in SD of the label"
+    if study.task == "classification":
+        facts["loss"] = "cross entropy"
+    facts |= {"held_out": f"{FOLDS} folds", "learned_from": LEARNED, "rows": len(study.rows)}
     if any(each.kind == "mlp" for each in losses):
         facts["held_out"] = "a tenth" if len(study.rows) >= MLP_FROM else "val"
     if best.kind == "mlp":

@@ -10,23 +10,26 @@ import onnx
 import torch
 
 from moleclip.calibration import pooled
+from moleclip.encoders import parts_of
 from moleclip.model import FrozenModel, load_model, same_encoder, same_weights, why_unlike
 from moleclip.molecules import MAX_ATOMS
 from moleclip.pixels import SIZE
+from moleclip.session import INPUTS
 
 OPSET = 20
 
 
 class Deployed(torch.nn.Module):
-    """Pictures, fingerprints or both, by `inputs`, to the outputs in `names`, float32.
+    """What molecules are given as, by `inputs`, to the outputs in `names`, float32.
 
-    Inputs: images, uint8 RGB (n, 224, 224, 3), where there is an encoder, and fingerprint, ECFP
-    counts, uint8 (n, 2048), where a head looks at them. models: a Model or FrozenModel each, with
-    one Encoder object where their encoders are the same; tasks: one for each model.
+    Inputs: those of the encoders, images, uint8 RGB (n, 224, 224, 3), the fields of Graphs, or
+    both; and fingerprint, ECFP counts, uint8 (n, 2048), where a head looks at them. models: a Model
+    or FrozenModel each, with one encoder object where their encoders are the same; tasks: one for
+    each model.
 
     With `ensemble`, prediction (n, targets) is the members' mean; spread (n, targets) their
     standard deviation, with their own spreads in it where they have such (the standard deviation of
-    the members' mixture). Otherwise embedding (n, 512), and prediction (n, all targets), the
+    the members' mixture). Otherwise embedding (n, width), and prediction (n, all targets), the
     models' columns side by side, spread likewise, 0 where a model has none; without models the
     embedding alone. prediction_picture and spread_picture are for pictures without a fingerprint.
     """
@@ -38,19 +41,18 @@ class Deployed(torch.nn.Module):
         self.tasks, self.ensemble = list(tasks), ensemble
         frozen = [model for model in models if isinstance(model, FrozenModel)]
         counted = any("ecfp" in model.head.uses for model in frozen)
-        self.inputs = ["images"] * bool(encoders) + ["fingerprint"] * counted
+        taken = {name for encoder in encoders for name in encoder.inputs}
+        taken |= {"fingerprint"} if counted else set()
+        self.inputs = [name for name in INPUTS if name in taken]
         self.names = ["embedding"] * bool(encoders and not ensemble) + ["prediction"] * bool(models)
         self.names += ["spread"] * bool(ensemble or frozen)
-        if counted and encoders:
+        if self.inputs == ["images", "fingerprint"]:
             self.names += ["prediction_picture", "spread_picture"]
 
-    def forward(self, first, second=None):
+    def forward(self, *tensors):
         """Return one tensor for each of `names`, of one for each of `inputs`."""
-        given = dict(zip(self.inputs, (first, second)))
-        embeddings = [None]
-        if "images" in given:
-            pixels = given["images"].permute(0, 3, 1, 2).float() / 255
-            embeddings = [encoder(pixels).float() for encoder in self.encoders]
+        given = dict(zip(self.inputs, tensors))
+        embeddings = [encoder.embed(given) for encoder in self.encoders] or [None]
         told = []
         for i, (model, task) in enumerate(zip(self.models, self.tasks)):
             embedding = embeddings[i % len(embeddings)]  # one for all, or one for each
@@ -99,10 +101,22 @@ def traced(module, examples, inputs, outputs, sizes):
             opset_version=OPSET,
             verbose=False,
             input_names=inputs,
-            output_names=outputs,
+            output_names=[f"output.{name}" for name in outputs],
             dynamic_shapes=sizes,
         )
-    return program.model_proto
+    return renamed(program.model_proto, outputs)
+
+
+def renamed(model, outputs):
+    """Return an ONNX model whose outputs have their names; a value inside may have had one, too."""
+    names = {name: f"inner.{name}" for name in outputs}
+    names |= {f"output.{name}": name for name in outputs}
+    for node in model.graph.node:
+        for values in (node.input, node.output):
+            values[:] = [names.get(value, value) for value in values]
+    for value in (*model.graph.output, *model.graph.value_info):
+        value.name = names.get(value.name, value.name)
+    return model
 
 
 def save_onnx(model, path, props):
@@ -125,14 +139,15 @@ class CastToHalf(torch.nn.Module):
 
 
 def to_fp16(deployed):
-    """Return a copy with its encoders in fp16 by CLIP's own rules.
+    """Return a copy with its encoders of pictures in fp16 by CLIP's own rules.
 
     LayerNorm computes in fp32; the heads stay fp32, for they cost nothing.
     """
     from clip.model import convert_weights  # loaded long since, by encoder.py
 
     deployed = copy.deepcopy(deployed)
-    for encoder in deployed.encoders:
+    parts = [part for encoder in deployed.encoders for part in parts_of(encoder)]
+    for encoder in (part for part in parts if part.names == ("picture",)):
         convert_weights(encoder)
         visual = encoder.visual
         # CLIP casts it before it adds.
@@ -196,7 +211,7 @@ def check_alone(paths, models):
     alone = [model.encoder is None for model in models]
     if any(alone) and not all(alone):
         one, other = paths[alone.index(True)], paths[alone.index(False)]
-        says = f"looks at fingerprints alone, and {other} at pictures"
+        says = f"looks at fingerprints alone, and {other} has an encoder"
         raise click.ClickException(f"{one}: {says}; export them separately")
 
 

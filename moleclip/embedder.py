@@ -11,7 +11,7 @@ import torch
 
 from moleclip.augment import augment, moved_ink, moved_places
 from moleclip.device import TooLarge, autocast, local_processes
-from moleclip.pixels import SIZE, palette
+from moleclip.pixels import SIZE, inflate, palette
 
 
 def to_pixels(index, device):
@@ -78,6 +78,14 @@ class Embedder:
     def __init__(self, encoder, device, dtype, level="none", micro_batch=64):
         self.encoder, self.device, self.dtype = encoder, device, dtype
         self.level, self.micro_batch, self.before_slice = level, micro_batch, lambda: None
+
+    def plain(self):
+        """Return one that has all of a GPU's precision, and doesn't augment."""
+        return Embedder(self.encoder, self.device, None)
+
+    def batch(self, streams):
+        """Return a batch of pictures given as zlib streams, uint8 (n, 224, 224)."""
+        return np.stack([inflate(stream) for stream in streams])
 
     def compile(self, world):
         """Compile the encoder's tower, unless a try fails on some process, which is then said."""

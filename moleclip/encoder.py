@@ -48,6 +48,8 @@ class Encoder(torch.nn.Module):
     of the patches' mean and sum is added to that of the class token.
     """
 
+    names, inputs = ("picture",), ("images",)  # what it looks at, here and in a model.onnx
+
     def __init__(self, arch):
         super().__init__()
         self.arch = arch
@@ -63,6 +65,22 @@ class Encoder(torch.nn.Module):
             self.add_pool()
         self.register_buffer("mean", torch.tensor(arch["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(arch["std"]).view(3, 1, 1), persistent=False)
+
+    @property
+    def width(self):
+        """How many numbers an embedding has."""
+        return self.arch["args"]["output_dim"]
+
+    def facts(self):
+        """Return what a model.onnx says of it."""
+        args = self.arch["args"]
+        known = {"width": args["width"], "layers": args["layers"], "patch": args["patch_size"]}
+        return known | {"tokens": self.arch["tokens"]}
+
+    def embed(self, given):
+        """Return the embeddings, fp32 (n, 512), of {"images": uint8 RGB (n, 224, 224, 3)}."""
+        pixels = given["images"].permute(0, 3, 1, 2).float() / 255
+        return self(pixels).float()
 
     def add_pool(self):
         """Let the patches' mean and sum speak too, by weights that are always the same."""

@@ -1,4 +1,4 @@
-"""What all seeds of a finetuning run share: pictures, splits, training, methods beside it."""
+"""What all seeds of a finetuning run share: molecules, splits, training, methods beside it."""
 
 import os
 from collections.abc import Callable
@@ -10,8 +10,8 @@ import torch
 from moleclip.choice import LEARNED, Study, choose_head, predict_with
 from moleclip.device import ALONE, Distributed
 from moleclip.drawing import draw_all
-from moleclip.embedder import Embedder, fitting_batch
-from moleclip.features import count_fingerprints
+from moleclip.encoders import embedder_of, load_encoders
+from moleclip.features import count_fingerprints, featurize
 from moleclip.files import save_json
 from moleclip.heads import (
     HEAD_EPOCHS,
@@ -30,48 +30,52 @@ from moleclip.splits import make_splits
 from moleclip.stages import save_validation, too_few, without_validation
 from moleclip.table import Data, LabelScale, positive_weights
 from moleclip.training import (
+    EncoderSource,
     Loss,
     Objective,
-    PictureSource,
     Plan,
     adam,
     rank0_bar,
     train,
     warmup_cosine,
 )
-from moleclip.weights import load_encoder
-from moleclip.workers import default_workers
+from moleclip.workers import default_workers, parallel
+
+LOOKS = {"picture": lambda found: found.streams[0], "graph": lambda found: found.graph}
 
 
-def draw_rows(data, world=ALONE, r_groups=False):
-    """Return ({row: zlib stream} of what can be drawn, why each row is left out or "").
+def read_rows(data, kinds=("picture",), world=ALONE, r_groups=False):
+    """Return ({kind: {row: what an encoder of it looks at}}, why each row is left out or "").
 
-    Raises click.ClickException if there is no picture.
+    kinds: "picture", of which each row has a zlib stream, "graph", a Graph, or both. Raises
+    click.ClickException if there is nothing to look at.
     """
-    mine = data.molecules[world.rank :: world.size]  # the processes share the drawing
+    mine = data.molecules[world.rank :: world.size]  # the processes share the work
     workers = max(1, default_workers() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    how = {"drawn": "picture" in kinds, "graph": "graph" in kinds, "r_groups": r_groups}
     shares = [{}]
-    with rank0_bar("drawing", "molecules", len(mine), world) as bar:
-        for molecule, result in draw_all(mine, workers, r_groups=r_groups):
-            shares[0][molecule.row] = result if isinstance(result, Rejected) else result[0]
+    with rank0_bar("reading", "molecules", len(mine), world) as bar:
+        for molecule, result in parallel(featurize, mine, workers, **how):
+            shares[0][molecule.row] = result
             bar.update()
     if world.size > 1:
         own, shares = shares[0], [None] * world.size
         torch.distributed.all_gather_object(shares, own)
-    pictures, problems = {}, list(data.problems)
+    given, problems = {kind: {} for kind in kinds}, list(data.problems)
     for row, result in sorted(item for share in shares for item in share.items()):
         if isinstance(result, Rejected):
             problems[row] = str(result)
-        else:
-            pictures[row] = result
+            continue
+        for kind in kinds:
+            given[kind][row] = LOOKS[kind](result)
     problems = [problem or data.why_unlabelled(row) for row, problem in enumerate(problems)]
     if not world.rank:
         print_rejected(data, problems)
-    if not pictures:
+    if not given[kinds[0]]:
         raise click.ClickException(
             f"{data.path}: none of its {len(data)} rows is a readable molecule"
         )
-    return pictures, problems
+    return given, problems
 
 
 def print_rejected(data, problems):
@@ -88,7 +92,7 @@ class Experiment:
     """What all seeds and trials of a run share; parts can be left out, to study them."""
 
     data: Data
-    pictures: dict  # {row: zlib stream}: 3 kB each, unpacked they would be 50
+    given: dict  # of `read_rows`: zlib streams of 3 kB each, unpacked they would be 50
     config: dict
     device: torch.device
     dtype: torch.dtype | None  # of training with gradients; None: fp32
@@ -104,15 +108,36 @@ class Experiment:
     fingerprints: torch.Tensor | None = None
 
     def __post_init__(self):
-        self.seen = seen_by(self.config["init"])
-        random = self.config["init"].startswith("scratch:")
-        rows = len(self.data)
-        self.frozen = FrozenEncoder(self.pictures, rows, random, self.device, self.world)
+        weights = {"--init": self.config["init"], "--graph": self.config.get("graph")}
+        if self.config["init"] == "none":  # no pictures are looked at
+            del weights["--init"]
+        weights = {flag: path for flag, path in weights.items() if path is not None}
+        self.seen = {f"{flag} {path}": seen_by(path) for flag, path in weights.items()}
+        random = any(path == "none" or path.startswith("scratch:") for path in weights.values())
+        shared = random, self.device, self.world
+        self.frozen = FrozenEncoder(self.given, len(self.data), *shared)
+
+    @property
+    def rows(self):
+        """The rows whose molecules can be read, in order."""
+        return sorted(next(iter(self.given.values())))
 
     def usable(self):
-        """Return the rows with a picture and a label."""
-        rows = [row for row in sorted(self.pictures) if not self.data.problems[row]]
+        """Return the rows with a readable molecule and a label."""
+        rows = [row for row in self.rows if not self.data.problems[row]]
         return [row for row in rows if not self.data.why_unlabelled(row)]
+
+    def encoder(self, seed):
+        """Return the encoder as it is before training, None with fingerprints alone."""
+        return load_encoders(self.config["init"], self.config.get("graph"), seed)
+
+    def drawn(self, rows):
+        """Return {row: zlib stream} of the pictures of some rows, as far as they can be drawn."""
+        if "picture" in self.given:
+            return self.given["picture"]
+        molecules, r_groups = [self.data.molecules[row] for row in rows], self.config["r_groups"]
+        found = draw_all(molecules, 1, r_groups=r_groups) if molecules else ()
+        return {each.row: told[0] for each, told in found if not isinstance(told, Rejected)}
 
     def make_splits(self, force=False):
         """Split for every seed, leave out what can't be learned, and note it in the settings."""
@@ -121,8 +146,8 @@ class Experiment:
         pairs = enumerate(data.problems)
         data.problems = [problem or data.why_unlabelled(row) for row, problem in pairs]
         config |= {"targets": data.targets, "classes": data.classes, "task": data.task}
-        if not force:
-            refuse_seen(data, self.splits, config, self.seen)
+        for source, seen in self.seen.items() if not force else ():
+            refuse_seen(data, self.splits, config, seen, source)
 
     def run_seed(self, folder, seed, trial):
         """Train, test and write one complete folder; return its SeedResult, None but on rank 0.
@@ -155,23 +180,27 @@ class Experiment:
     def save(self, folder, result, model, config, learned):
         """Write a seed's folder. learned: the rows that the model learned from."""
         own = molecule_hashes(self.data.smiles[row] for row in learned)
-        seen = torch.unique(torch.cat([*[self.seen.molecules] * self.seen.labelled, own]))
-        save_result(folder, result, model, self.data, self.pictures, config, seen)
+        known = [each.molecules for each in self.seen.values() if each.labelled]
+        seen = torch.unique(torch.cat([*known, own]))
+        if "graph" in config:
+            result.metrics["features"] = "+".join(model.encoder.names)
+        save_result(folder, result, model, self.data, self.drawn, config, seen)
 
     def choose(self, folder, config, split):
         """Fit and compare heads, write one complete folder; return its SeedResult on rank 0."""
-        seed, encoder, embedding = config["seed"], None, None
-        if config["features"] != "ecfp":
-            encoder = load_encoder(config["init"], seed)
+        seed, embedding = config["seed"], None
+        encoder = self.encoder(seed)
+        if encoder is not None:
             embedding = self.frozen.embeddings(encoder, seed)
             self.check_embeddings(embedding)
         work = lambda: self.fit_heads(folder, config, split, encoder, embedding)
         return self.world.together(work, not self.world.rank)
 
     def fit_heads(self, folder, config, split, encoder, embedding):
-        """Fit and compare heads on embeddings (all rows, 512), or None; as `choose`, on rank 0."""
-        seed, kind, rows = config["seed"], config["split"], sorted(self.pictures)
-        study = Study(self.data, split, seed, kind, embedding, self.counts(), config["rates"])
+        """Fit and compare heads on embeddings (all rows, width) or None; as `choose`, on rank 0."""
+        seed, rows, encoded = config["seed"], self.rows, () if encoder is None else encoder.names
+        given = embedding, self.counts(), config["rates"], encoded
+        study = Study(self.data, split, seed, config["split"], *given)
         asked = config["head"], config["features"], self.with_baselines
         chosen = choose_head(study, encoder and encoder.cpu(), *asked)
         given = None if embedding is None else embedding[rows], self.counts()[rows]
@@ -186,17 +215,17 @@ class Experiment:
 
     def check_embeddings(self, embedding):
         """Refuse embeddings that are not numbers."""
-        for row in sorted(self.pictures):
+        for row in self.rows:
             if not torch.isfinite(embedding[row]).all():
                 raise click.ClickException(
                     f"{self.data.place(self.data.molecules[row])}: the encoder's embedding is not "
-                    f"a number; --init {self.config['init']} is damaged, take another"
+                    f"a number; {' or '.join(self.seen)} is damaged, take another"
                 )
 
     def counts(self):
-        """Return the ECFP counts of all rows with a picture, uint8 (rows, 2048), made once."""
+        """Return the ECFP counts of all readable rows, uint8 (rows, 2048), made once."""
         if self.fingerprints is None:
-            rows = sorted(self.pictures)
+            rows = self.rows
             smiles = [self.data.smiles[row] for row in rows]
             found = count_fingerprints(smiles, self.config["r_groups"])
             self.fingerprints = torch.zeros(len(self.data), found.shape[1], dtype=torch.uint8)
@@ -207,29 +236,28 @@ class Experiment:
         """Return (model, history, predictions {row: (targets,)}) of one seed and one trial."""
         config = self.config
         torch.manual_seed(seed)
-        encoder = load_encoder(config["init"], seed)
-        model = Model(encoder, len(self.data.targets), scale)
+        model = Model(self.encoder(seed), len(self.data.targets), scale)
         plan = Plan(config["epochs"], config["batch"], seed, f"seed {seed}", config["patience"])
         if config["freeze"]:
             history, found = self.fit_frozen(model, trial, objective, plan)
         else:
             history, found = self.fit_whole(folder, model, trial, objective, plan)
-        return model, history, dict(zip(sorted(self.pictures), found))
+        return model, history, dict(zip(self.rows, found))
 
     def fit_frozen(self, model, trial, objective, plan):
         """Train the head on embeddings, on the CPU; return (history, predictions of all rows)."""
         embeddings = self.frozen.embeddings(model.encoder, plan.seed)
         history = train_head(model.cpu().head, embeddings, objective, trial["lr_head"], plan)
         with torch.no_grad():
-            outputs = model.head(embeddings[sorted(self.pictures)])
+            outputs = model.head(embeddings[self.rows])
             return history, model.unscale(outputs, self.data.task).numpy()
 
     def fit_whole(self, folder, model, trial, objective, plan):
         """Train encoder and head together; return (history, predictions of all rows)."""
-        micro = fitting_batch(model.encoder.arch, self.device, self.dtype)
-        micro, augment = min(plan.batch, micro), trial["augment"]
-        embedder = Embedder(model.to(self.device).encoder, self.device, self.dtype, augment, micro)
-        source = PictureSource(model, self.pictures, embedder, self.world)
+        how = self.device, self.dtype, trial["augment"], plan.batch
+        embedder = embedder_of(model.to(self.device).encoder, *how)
+        given = self.given[model.encoder.names[0]]
+        source = EncoderSource(model, given, embedder, self.world)
         told = self.trials or self.device.type == "cpu"
         if told and not self.announced and not self.world.rank:
             print_estimate(source, objective.split, plan.epochs, plan.batch, self.trials)
@@ -241,8 +269,8 @@ class Experiment:
         optimizers = [adam(model.encoder, trial["lr_encoder"]), adam(model.head, trial["lr_head"])]
         plan = plan._replace(rates=self.rates)
         history = train(source, objective, optimizers, plan, scaler, progress, start)
-        batch, rows, task = min(64, plan.batch), sorted(self.pictures), self.data.task
-        found = predict_rows(model, self.pictures, rows, task, batch, self.device, self.world)
+        batch, task = min(64, plan.batch), self.data.task
+        found = predict_rows(model, given, self.rows, task, batch, self.device, self.world)
         return history, found
 
     def compare(self, seed, objective, scale):

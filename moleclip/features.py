@@ -10,6 +10,7 @@ from rdkit import Chem, DataStructs
 from rdkit.Chem import MACCSkeys, rdFingerprintGenerator, rdMolDescriptors, rdPartialCharges
 
 from moleclip.drawing import draw, layout
+from moleclip.graphs import Graph, graph_from
 from moleclip.molecules import (
     MAX_ATOMS,
     Rejected,
@@ -68,16 +69,21 @@ def fingerprints(smiles):
     return np.stack(bits).astype(np.float32)
 
 
+def dummy_ends(molecule):
+    """Return a molecule with dummy atoms, all of one kind, where R-groups are drawn."""
+    molecule = replace_terminals(molecule)
+    for atom in molecule.GetAtoms():
+        if atom.HasProp("_displayLabel"):
+            atom.SetAtomicNum(0)
+    return molecule
+
+
 def count_fingerprint(molecule, r_groups=False):
     """Return how often each fragment of a molecule's ECFP4 occurs, uint8 (2048,), at most 255.
 
-    With r_groups its terminal atoms are dummy atoms, all of one kind, as they are drawn.
+    With r_groups its terminal atoms are dummy atoms.
     """
-    if r_groups:
-        molecule = replace_terminals(molecule)
-        for atom in molecule.GetAtoms():
-            if atom.HasProp("_displayLabel"):
-                atom.SetAtomicNum(0)
+    molecule = dummy_ends(molecule) if r_groups else molecule
     counts = morgan().GetCountFingerprintAsNumPy(molecule)
     return np.minimum(counts, 255).astype(np.uint8)
 
@@ -233,6 +239,7 @@ class Features(NamedTuple):
     nearest: float | None  # likeness to the closest training molecule
     note: str = ""  # what makes its prediction worth less
     counts: np.ndarray | None = None  # ECFP counts, uint8 (2048,), where the model looks at them
+    graph: Graph | None = None  # where the model looks at it
 
 
 def featurize(
@@ -246,12 +253,13 @@ def featurize(
     pictures=False,
     counts=False,
     drawn=True,
+    graph=False,
 ):
     """Return the Features of a SMILES, or of a picture's path. A task of `parallel`.
 
     patch: side of the model's patches if ink matters to its speed, else 0. training: .npy file
-    of the training molecules' fingerprints. counts, drawn: whether the model looks at fingerprints,
-    at pictures. Raises Rejected.
+    of the training molecules' fingerprints. counts, drawn, graph: whether the model looks at
+    fingerprints, pictures, graphs. Raises Rejected.
     """
     if pictures:
         picture, note = to_drawing(text)
@@ -259,13 +267,15 @@ def featurize(
     molecule = parse(text, max_atoms)
     nearest = max_similarity(molecule, training) if training else None
     counted = count_fingerprint(molecule, r_groups) if counts else None
+    built = graph_from(dummy_ends(molecule) if r_groups else molecule) if graph else None
     if not drawn:
-        return Features([b""], [0], nearest, counts=counted)
+        return Features([b""], [0], nearest, counts=counted, graph=built)
     molecule = layout(replace_terminals(molecule) if r_groups else molecule)
     styles = [PLAIN] + [random_style(0, row, view) for view in range(1, views)]
     indices = [draw(molecule, style) for style in styles]
     ink = [inked_patches(index, patch) for index in indices]
-    return Features([deflate(index) for index in indices], ink, nearest, counts=counted)
+    streams = [deflate(index) for index in indices]
+    return Features(streams, ink, nearest, counts=counted, graph=built)
 
 
 def inked_patches(index, patch):

@@ -1,4 +1,4 @@
-"""A random forest on pictures and fingerprints, as tensors that PyTorch and ONNX walk alike."""
+"""A random forest on embeddings and fingerprints, as tensors that PyTorch and ONNX walk alike."""
 
 import numpy as np
 import torch
@@ -14,20 +14,20 @@ FLOOR = 0.1  # of the left-out error: the least spread, where all trees say the 
 
 
 class Forest(torch.nn.Module):
-    """Mean and spread over trees of (n, 512) embeddings, (n, 2048) counts or both.
+    """Mean and spread over trees of (n, width) embeddings, (n, 2048) counts or both.
 
     tensors: {name: buffer}. Of each node of all trees: feature, int16; threshold, float32, its
     children left, right, int32 (a leaf is its own), value, float32 (nodes, columns). roots
     (patterns, trees); pattern, column (targets,): which trees tell a target, and in which column of
     their values; center, unit, floor, float32 (targets,); slope, offset of classes. uses: the
-    features, "picture", "ecfp" or both, by the places of 1 in `inputs`, uint8 (2,).
+    features, "embedding", "ecfp" or both, by the places of 1 in `inputs`, uint8 (2,).
     """
 
     def __init__(self, tensors):
         super().__init__()
         for name, value in tensors.items():
             self.register_buffer(name, value)
-        self.uses = [k for k, used in zip(("picture", "ecfp"), self.inputs.tolist()) if used]
+        self.uses = [k for k, used in zip(("embedding", "ecfp"), self.inputs.tolist()) if used]
         self.classes, self.depth = "slope" in tensors, int(self.deepest)
 
     def forward(self, embedding, counts):
@@ -50,11 +50,11 @@ class Forest(torch.nn.Module):
 
 def given(embedding, counts):
     """Return the features by their names."""
-    return ("picture", embedding), ("ecfp", counts)
+    return ("embedding", embedding), ("ecfp", counts)
 
 
 def joined(embedding, counts):
-    """Return features as one matrix, float32 (n, 512 + 2048) or less; None: left out."""
+    """Return features as one matrix, float32 (n, width + 2048) or less; None: left out."""
     return torch.cat([part.float() for part in (embedding, counts) if part is not None], 1)
 
 

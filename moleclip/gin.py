@@ -55,14 +55,27 @@ class Gin(nn.Module):
 
     def forward(self, atoms, bonds, kinds, owner, counts):
         """Return (features, atoms' features) of the arrays of Graphs, as tensors."""
+        x = self.read_atoms(atoms, bonds, kinds)
+        return self.read_pooled(pool(x, owner, counts)), x
+
+    def read_atoms(self, atoms, bonds, kinds):
+        """Return what all rounds of messages make of the atoms, (N, width)."""
         atoms, kinds = atoms.long(), kinds.long()
         x = sum(table(atoms[:, i]) for i, table in enumerate(self.atoms))
         for layer in self.layers:
             x = layer(x, bonds, kinds)
-        total = x.new_zeros(counts.shape[0], x.shape[1])
-        total = total.index_add(0, owner, x)
-        pooled = torch.cat([total / counts[:, None], total / MANY], 1)
-        return self.out(self.pooled(pooled)), x
+        return x
+
+    def read_pooled(self, pooled):
+        """Return the features of molecules, (graphs, out), by what `pool` gives."""
+        return self.out(self.pooled(pooled))
+
+
+def pool(x, owner, counts):
+    """Return mean and sum of the atoms of each graph, (graphs, 2 width), of their (N, width)."""
+    total = x.new_zeros(counts.shape[0], x.shape[1])
+    total = total.index_add(0, owner, x)
+    return torch.cat([total / counts[:, None], total / MANY], 1)
 
 
 class Shifts(nn.Module):

@@ -1,4 +1,4 @@
-"""A Gaussian process on pictures and fingerprints: a Matern kernel and a MinMax kernel, summed.
+"""A Gaussian process on embeddings and fingerprints: a Matern and a MinMax kernel, summed.
 
 Rasmussen, Williams, Gaussian Processes for Machine Learning, MIT Press 2006: Matern 3/2 (4.17) on
 standardised embeddings; weights, lengthscale and noise by marginal likelihood (2.30);
@@ -22,34 +22,35 @@ SUBSET = 1000  # rows, at most, whose marginal likelihood decides
 WHITENED = 1500  # rows, at most, that the spread knows; all of them tell the mean
 COST = 1e12  # sum of rows cubed over patterns of known labels, above which there is no process
 JITTER = 1e-8  # beside the noise, against rounding
-SIGNS = {"picture": "picture", "ecfp": "bits"}  # the buffers that tell what a process is on
-START = {"picture": math.log(0.5), "ecfp": math.log(0.5), "scale": 0.0, "noise": math.log(0.1)}
-BOUNDS = {"picture": (-7, 4), "ecfp": (-7, 4), "scale": (-4, 4), "noise": (math.log(1e-4), 2)}
+SIGNS = {"embedding": "picture", "ecfp": "bits"}  # the buffers that tell what a process is on
+START = {"embedding": math.log(0.5), "ecfp": math.log(0.5), "scale": 0.0, "noise": math.log(0.1)}
+BOUNDS = {"embedding": (-7, 4), "ecfp": (-7, 4), "scale": (-4, 4), "noise": (math.log(1e-4), 2)}
 
 
 class GaussianProcess(torch.nn.Module):
     """Mean and spread of molecules by the training rows' embeddings, counts or both.
 
-    tensors: {name: buffer}. Of the picture: picture_mean, picture_scale (512,), picture, float16
-    (rows, 512); of counts: columns, levels (bits,), bits uint8 (rows, bits / 8), totals (rows,).
-    theta: float64 (4,), of START; alpha (rows, targets); whitening, float32 (patterns, m, m), of
-    the rows `known` (patterns, m); pattern (targets,); center, unit, slope, offset (targets,).
+    tensors: {name: buffer}. Of the embedding, whatever it is of: picture_mean, picture_scale
+    (width,), picture, float16 (rows, width); of counts: columns, levels (bits,), bits uint8 (rows,
+    bits / 8), totals (rows,). theta: float64 (4,), of START; alpha (rows, targets); whitening,
+    float32 (patterns, m, m), of the rows `known` (patterns, m); pattern (targets,); center, unit,
+    slope, offset (targets,).
     """
 
     def __init__(self, tensors):
         super().__init__()
         for name, value in tensors.items():
             self.register_buffer(name, value)
-        self.uses = [kind for kind in ("picture", "ecfp") if hasattr(self, SIGNS[kind])]
+        self.uses = [kind for kind in SIGNS if hasattr(self, SIGNS[kind])]
         self.classes = "slope" in tensors
 
     def forward(self, embedding, counts):
         """Return (mean, spread), float32 (n, targets): labels, or probabilities of the positive.
 
-        embedding: float32 (n, 512); counts: uint8 (n, 2048); what it doesn't use may be None.
+        embedding: float32 (n, width); counts: uint8 (n, 2048); what it doesn't use may be None.
         spread: the predictive standard deviation, noise and all.
         """
-        base = {"picture": embedding, "ecfp": counts}
+        base = {"embedding": embedding, "ecfp": counts}
         found = {kind: getattr(self, kind + "_to")(base[kind]) for kind in self.uses}
         kernel = combine(self.theta, found)
         mean = kernel @ self.alpha * self.unit + self.center
@@ -62,8 +63,8 @@ class GaussianProcess(torch.nn.Module):
             spread = spread * self.slope * mean * (1 - mean)
         return mean.float(), spread.float()
 
-    def picture_to(self, embedding):
-        """Return the squared distances of embeddings (n, 512) to the rows', float64 (n, rows)."""
+    def embedding_to(self, embedding):
+        """Return the squared distances of embeddings (n, width) to the rows', float64 (n, rows)."""
         scaled = (embedding.double() - self.picture_mean) / self.picture_scale
         return self.distances(scaled.clamp(-CUT, CUT))
 
@@ -89,8 +90,8 @@ class GaussianProcess(torch.nn.Module):
     def to_itself(self):
         """Return {kind: what `combine` takes, float64 (rows, rows)} of the training rows."""
         found = {}
-        if "picture" in self.uses:
-            found["picture"] = self.distances(self.picture.double())
+        if "embedding" in self.uses:
+            found["embedding"] = self.distances(self.picture.double())
         if "ecfp" in self.uses:
             found["ecfp"] = self.likeness(unpack(self.bits), self.totals)
         return found
@@ -102,8 +103,8 @@ def combine(theta, found):
     theta: logarithms of the two weights, of the inverse lengthscale squared, and of the noise.
     """
     kernel = 0.0
-    if "picture" in found:
-        apart = (3 * theta[2].exp() * found["picture"] + 1e-12).sqrt()
+    if "embedding" in found:
+        apart = (3 * theta[2].exp() * found["embedding"] + 1e-12).sqrt()
         kernel = kernel + theta[0].exp() * (1 + apart) * (-apart).exp()
     if "ecfp" in found:
         kernel = kernel + theta[1].exp() * found["ecfp"]
@@ -112,7 +113,7 @@ def combine(theta, found):
 
 def prior(theta, uses):
     """Return the kernel of a molecule with itself."""
-    return sum(theta[i].exp() for i, kind in enumerate(("picture", "ecfp")) if kind in uses)
+    return sum(theta[i].exp() for i, kind in enumerate(SIGNS) if kind in uses)
 
 
 def unpack(packed):
@@ -159,8 +160,8 @@ class Rows(NamedTuple):
         return cls(tensors, GaussianProcess(tensors).to_itself())
 
     def only(self, features):
-        """Return those of some features alone, such as ("picture",)."""
-        names = {"picture": ("picture", "picture_mean", "picture_scale", "median")}
+        """Return those of some features alone, such as ("embedding",)."""
+        names = {"embedding": ("picture", "picture_mean", "picture_scale", "median")}
         names["ecfp"] = ("columns", "levels", "bits", "totals")
         wanted = [name for kind in features for name in names[kind]]
         tensors = {name: self.tensors[name] for name in wanted}
@@ -203,7 +204,7 @@ def fit_theta(matrices, labels):
     matrices = {kind: matrix[some][:, some] for kind, matrix in matrices.items()}
     values = torch.from_numpy(labels[some])
     free = [i for i, name in enumerate(START) if name in (*matrices, "noise")]
-    free += [2] * ("picture" in matrices)
+    free += [2] * ("embedding" in matrices)
     theta = torch.tensor(list(START.values()), dtype=torch.float64)
 
     def loss(at):

@@ -48,6 +48,18 @@ class Graph(NamedTuple):
         return places[np.unique(self.ranks[places], return_index=True)[1]]
 
 
+# A stand-in, one atom, where a model has to be fed a molecule that isn't wanted.
+BLANK = Graph(
+    np.zeros((1, len(ATOM_SIZES)), np.uint8),
+    np.zeros((0, 2), np.uint8),
+    np.zeros(0, np.uint8),
+    np.zeros(1, np.uint8),
+    0.0,
+    "",
+    (np.zeros(0, np.uint16), np.zeros(0, np.uint8)),
+)
+
+
 class Graphs(NamedTuple):
     """A batch: the graphs' atoms and bonds one after another, as a model takes them."""
 
@@ -83,7 +95,11 @@ def graph_of(row, smiles, max_atoms=MAX_ATOMS, fragments=False):
 
     fragments: count them, too. Raises Rejected.
     """
-    molecule = parse(smiles, max_atoms)
+    return graph_from(parse(smiles, max_atoms), fragments)
+
+
+def graph_from(molecule, fragments=False):
+    """Return the Graph of RDKit's molecule, its atoms in their order."""
     small = np.uint8 if molecule.GetNumAtoms() <= 256 else np.int32
     bonds, kinds = bonds_of(molecule)
     ranks = list(Chem.CanonicalRankAtoms(molecule, breakTies=False))

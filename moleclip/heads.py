@@ -10,21 +10,21 @@ from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
 from moleclip.augment import N_UNIFORMS
 from moleclip.device import ALONE
-from moleclip.embedder import Embedder, fitting_batch
+from moleclip.encoders import embedder_of, parts_of
 from moleclip.features import fingerprints
 from moleclip.metrics import best_epoch
 from moleclip.model import mlp
-from moleclip.training import FeatureSource, PictureSource, Plan, adam, copied, rank0_bar, train
+from moleclip.training import EncoderSource, FeatureSource, Plan, adam, copied, rank0_bar, train
 
 # Of the head alone, before encoder and head are trained together.
 HEAD_EPOCHS, HEAD_PATIENCE = 200, 40
 
 
 def train_head(head, embeddings, objective, rate, plan):
-    """Train the head alone on a frozen encoder's embeddings, fp32 (rows, 512); return the history.
+    """Train the head alone on a frozen encoder's embeddings; return the history.
 
-    It learns on embeddings that are standardised on the training part; the scaling is then
-    folded into its first layer.
+    embeddings: fp32 (rows, width). It learns on them standardised on the training part; the scaling
+    is then folded into its first layer.
     """
     known = embeddings[objective.split["train"]]
     mean, deviation = known.mean(0), known.std(0)
@@ -38,29 +38,35 @@ def train_head(head, embeddings, objective, rate, plan):
 
 
 class FrozenEncoder:
-    """A frozen encoder's embeddings of all pictures, and the heads that learned on them.
+    """A frozen encoder's embeddings of all molecules, and the heads that learned on them.
 
-    Each is made once; with random weights the encoder is another one for each seed.
+    given: {what an encoder looks at: {row: zlib stream or Graph}}. Each is made once; with random
+    weights the encoder is another one for each seed.
     """
 
-    def __init__(self, pictures, rows, random, device, world):
-        self.pictures, self.rows, self.random = pictures, rows, random
+    def __init__(self, given, rows, random, device, world):
+        self.given, self.rows, self.random = given, rows, random
         self.device, self.world = device, world
         self.found, self.heads = {}, {}
 
     def embeddings(self, encoder, seed):
-        """Return embeddings, fp32 (rows, 512), on the CPU; 0 where there is no picture."""
+        """Return embeddings, fp32 (rows, width), on the CPU; 0 where a row can't be read."""
         key = seed if self.random else 0
         if key not in self.found:
-            rows = sorted(self.pictures)
-            micro_batch = fitting_batch(encoder.arch, self.device, None)
-            embedder = Embedder(encoder.to(self.device), self.device, None, "none", micro_batch)
-            source = PictureSource(None, self.pictures, embedder, self.world)
-            with rank0_bar("embedding", "molecules", len(rows), self.world) as bar:
-                features = source.features(rows, bar).cpu()
-            self.found[key] = torch.zeros(self.rows, features.shape[1])
-            self.found[key][rows] = features
+            parts = [self.embedded(part.to(self.device)) for part in parts_of(encoder)]
+            self.found[key] = torch.cat(parts, 1)
         return self.found[key]
+
+    def embedded(self, encoder):
+        """Return the embeddings of an encoder of one kind, as `embeddings`."""
+        given = self.given[encoder.names[0]]
+        rows = sorted(given)
+        source = EncoderSource(None, given, embedder_of(encoder, self.device), self.world)
+        with rank0_bar("embedding", "molecules", len(rows), self.world) as bar:
+            features = source.features(rows, bar).cpu()
+        found = torch.zeros(self.rows, features.shape[1])
+        found[rows] = features
+        return found
 
     def probe_head(self, model, rate, objective, plan):
         """Train a model's head alone, put it into the model, and return its line of the history.
@@ -147,9 +153,8 @@ def print_estimate(source, split, epochs, batch, trials=0):
     Measured on one slice, without learning from it. trials: how many trainings are ahead, where
     frozen heads have learned already.
     """
-    alone = PictureSource(source.model, source.pictures, source.embedder, ALONE)
-    plain = Embedder(source.model.encoder, source.device, None)
-    frozen = PictureSource(source.model, source.pictures, plain, ALONE)
+    alone = EncoderSource(source.model, source.given, source.embedder, ALONE)
+    frozen = EncoderSource(source.model, source.given, source.embedder.plain(), ALONE)
     rows = list(split["train"][: min(batch, 16)])
     random = np.random.default_rng(0).random((len(rows), N_UNIFORMS))
 

@@ -57,11 +57,11 @@ BOTH_VIEWS = ("fingerprint", "electronic")  # the paper's two heads look at the 
 
 
 class AtomHead(torch.nn.Module):
-    """Tell all targets of atoms, (m, width of each), by what is read there, (m, width + 32)."""
+    """Tell all targets of atoms, (m, width of each), by what is read of them, (m, inputs)."""
 
-    def __init__(self, width, outputs):
+    def __init__(self, inputs, outputs):
         super().__init__()
-        self.hidden = torch.nn.Linear(width + 4 * WAVES, READ)
+        self.hidden = torch.nn.Linear(inputs, READ)
         self.told = torch.nn.ModuleDict({n: torch.nn.Linear(READ, w) for n, w in outputs.items()})
 
     def forward(self, read):
@@ -78,7 +78,7 @@ def new_heads(arch, outputs, atom_outputs):
     args = arch["args"]
     heads = {name: torch.nn.Linear(args["output_dim"], width) for name, width in outputs.items()}
     if atom_outputs:
-        heads["atoms"] = AtomHead(args["width"], atom_outputs)
+        heads["atoms"] = AtomHead(args["width"] + 4 * WAVES, atom_outputs)
     return torch.nn.ModuleDict(heads)
 
 

@@ -4,13 +4,13 @@ import click
 import torch
 
 from moleclip.device import ALONE
-from moleclip.embedder import Embedder
+from moleclip.encoders import embedder_of, entries, restore_encoders
 from moleclip.files import one_line
 from moleclip.forest import Forest, joined
 from moleclip.gp import GaussianProcess
 from moleclip.table import LabelScale
-from moleclip.training import PictureSource
-from moleclip.weights import load_checkpoint, restore_encoder, save_checkpoint
+from moleclip.training import EncoderSource
+from moleclip.weights import load_checkpoint, save_checkpoint
 
 KEYS = ("head", "targets", "task", "center", "spread", "config", "metrics")  # of model.pt
 ALONE_KEYS = ("heads", "targets", "task", "spread", "config", "metrics")  # of a FrozenModel's
@@ -25,19 +25,15 @@ def mlp(inputs, outputs):
 
 
 class Model(torch.nn.Module):
-    """Encoder, head and label scale: float RGB pixels to predictions in the label's own unit."""
+    """Encoder, head and label scale: molecules to predictions in the label's own unit."""
 
     def __init__(self, encoder, targets, scale=None):
         super().__init__()
         self.encoder = encoder
-        self.head = mlp(encoder.arch["args"]["output_dim"], targets)
+        self.head = mlp(encoder.width, targets)
         mean, std = scale or LabelScale.identity(targets)
         self.register_buffer("label_mean", torch.as_tensor(mean).float())
         self.register_buffer("label_std", torch.as_tensor(std).float())
-
-    def forward(self, pixels):
-        """Return logits, or standardised predictions; `unscale` has the unit."""
-        return self.head(self.encoder(pixels).float())
 
     def unscale(self, outputs, task):
         """Return predictions in the label's own unit, or probabilities."""
@@ -49,7 +45,7 @@ class Model(torch.nn.Module):
         return {"head": state, "center": self.label_mean, "spread": self.label_std}
 
     def told(self, embedding, counts, task):
-        """Return {"prediction": (n, targets)} of embeddings (n, 512); counts are not looked at."""
+        """Return {"prediction": (n, targets)} of embeddings (n, width); counts don't matter."""
         return {"prediction": self.unscale(self.head(embedding), task)}
 
 
@@ -57,7 +53,7 @@ class FeatureMlp(torch.nn.Module):
     """The paper's head on embeddings, fingerprints (as 0 and 1) or both, standardised.
 
     tensors: {name: value}: mean, scale, (inputs,), unit, center, error (targets,), uint8 inputs
-    (2,), which says of picture and fingerprint which it looks at; classes, uint8 (); and the
+    (2,), which says of embedding and fingerprint which it looks at; classes, uint8 (); and the
     weights of `mlp`, named layers.0.weight and so on. The spread is the error on held-out rows,
     the same for all.
     """
@@ -70,7 +66,7 @@ class FeatureMlp(torch.nn.Module):
                 self.register_buffer(name, value)
         self.layers = mlp(weights["0.weight"].shape[1], len(self.unit))
         self.layers.load_state_dict(weights)
-        self.uses = [k for k, used in zip(("picture", "ecfp"), self.inputs.tolist()) if used]
+        self.uses = [k for k, used in zip(("embedding", "ecfp"), self.inputs.tolist()) if used]
         self.classifies = bool(self.classes)
 
     def forward(self, embedding, counts):
@@ -85,9 +81,9 @@ class FeatureMlp(torch.nn.Module):
 
 
 def mlp_inputs(uses, embedding, counts):
-    """Return what an MLP looks at, float32 (n, width); uses: "picture", "ecfp" or both."""
+    """Return what an MLP looks at, float32 (n, width); uses: "embedding", "ecfp" or both."""
     bits = (counts > 0).float() if "ecfp" in uses else None
-    return joined(embedding if "picture" in uses else None, bits)
+    return joined(embedding if "embedding" in uses else None, bits)
 
 
 HEADS = {"gp": GaussianProcess, "forest": Forest, "mlp": FeatureMlp}
@@ -123,34 +119,30 @@ class FrozenModel(torch.nn.Module):
     @classmethod
     def restored(cls, checkpoint, path):
         """Return the FrozenModel of a model.pt's entries."""
-        encoder = restore_encoder(checkpoint, path) if "encoder" in checkpoint else None
+        encoder = restore_encoders(checkpoint, path)
         states = checkpoint["heads"]
         heads = [HEADS[state["kind"]](state["tensors"]) for state in states]
         kinds = [state["kind"] for state in states]
         return cls(encoder, kinds, *[*heads, None][:2], checkpoint["spread"])
 
 
-def predict_rows(model, pictures, rows, task, batch, device, world=ALONE):
+def predict_rows(model, given, rows, task, batch, device, world=ALONE):
     """Return predictions in the label's unit (or probabilities), float32 (len(rows), targets).
 
-    In fp32, as ONNX computes them.
+    In fp32, as ONNX computes them. given: {row: what its encoder looks at}.
     """
-    embedder = Embedder(model.encoder, device, None, "none", batch)
-    source = PictureSource(model, pictures, embedder, world)
+    source = EncoderSource(model, given, embedder_of(model.encoder, device, most=batch), world)
     return model.unscale(source.predict(rows), task).cpu().numpy()
 
 
 def save_model(path, model, data, config, metrics, seen, intervals):
-    """Write model.pt: encoder and arch as in encoder.pt, head, label scale, target names, task.
+    """Write model.pt: its encoder's `entries`, head, label scale, target names, task.
 
     seen: hashes of the molecules it was trained on, int64; intervals: conformal scores, or {}.
     """
-    encoder = {}
-    if model.encoder is not None:
-        encoder = {"encoder": model.encoder.visual.state_dict(), "arch": model.encoder.arch}
     save_checkpoint(
         path,
-        **encoder,
+        **entries(model.encoder),
         step=0,
         config=config,
         metrics=metrics,
@@ -182,7 +174,7 @@ def load_model(path):
     try:
         if "heads" in checkpoint:
             return FrozenModel.restored(checkpoint, path).eval(), checkpoint
-        encoder = restore_encoder(checkpoint, path)
+        encoder = restore_encoders(checkpoint, path)
         scale = LabelScale(checkpoint["center"], checkpoint["spread"])
         model = Model(encoder, len(checkpoint["targets"]), scale)
         model.head.load_state_dict(checkpoint["head"])

@@ -1,7 +1,8 @@
 """model.onnx: its contract, written and read here alone, and the model ready to run.
 
-Inputs `images`, uint8 (batch, 224, 224, 3) RGB, and `fingerprint`, ECFP counts, uint8 (batch,
-2048), or one of them; outputs `embedding`, `prediction`, `spread`, and `prediction_picture`,
+Inputs, by what the model looks at: `images`, uint8 (batch, 224, 224, 3) RGB; `atoms`, `bonds`,
+`kinds`, `owner`, `counts`, the fields of Graphs; `fingerprint`, ECFP counts, uint8 (batch, 2048).
+Outputs `embedding`, `prediction`, `spread`, and `prediction_picture`,
 `spread_picture` for pictures without a fingerprint, those that it has. Two texts of metadata: facts
 in JSON, and fingerprints of the training molecules.
 """
@@ -20,11 +21,12 @@ import numpy as np
 from moleclip.calibration import LEVEL, half_widths
 from moleclip.features import BITS, RADIUS, featurize, pack_text, unpack_text
 from moleclip.molecules import Rejected
-from moleclip.pixels import inflate, to_rgb
-from moleclip.session import is_known, open_session
+from moleclip.session import are_known, feed, open_session
 from moleclip.workers import try_item
 
 OWN = ("row", "smiles", "name", "nearest_training", "note", "error")  # columns of predictions.csv
+# In one call. A small batch of pictures stays in a CPU's cache, and its pictures have like ink.
+BATCH, GRAPHS = {"CPU": 8, "CUDA": 64}, 256
 FORMAT = 1  # newest format of metadata that this version understands
 FACTS, TRAINING = "moleclip", "moleclip_sketch"  # names of the metadata; a sketch: fingerprints
 
@@ -38,7 +40,7 @@ def metadata_props(facts, training=None, molecules=0):
     if training is not None:
         said = {"molecules": len(training), "of": molecules, "bits": BITS, "radius": RADIUS}
     props = {FACTS: json.dumps({"format": FORMAT} | facts | {"sketch": said})}
-    return props if training is None else props | {TRAINING: pack_text(training)}
+    return props | ({} if training is None else {TRAINING: pack_text(training)})
 
 
 def read_metadata(path, session):
@@ -69,10 +71,8 @@ def read_metadata(path, session):
 def check_format(path, facts, newest):
     """Raise click.ClickException for metadata of a later version than that which is read here."""
     if facts["format"] > newest:
-        raise click.ClickException(
-            f"{path}: was exported by a newer moleclip (format {facts['format']}, "
-            f"this one reads {newest}); update"
-        )
+        made = f"format {facts['format']}, this one reads {newest}"
+        raise click.ClickException(f"{path}: was exported by a newer moleclip ({made}); update")
 
 
 def told_by_runs(facts, key, blank):
@@ -92,8 +92,7 @@ def check_signature(path, session, props, outputs):
     missing = []
     if FACTS not in props:
         missing.append(f"the metadata {FACTS!r} with target names and drawing options")
-    inputs = session.get_inputs()
-    if not inputs or not all(map(is_known, inputs)):
+    if not are_known(session.get_inputs()):
         missing.append("an input 'images', uint8 (batch, 224, 224, 3)")
     if not {"prediction", "embedding"} & set(outputs):
         missing.append("an output 'prediction' or 'embedding'")
@@ -109,8 +108,8 @@ class OnnxModel:
 
     facts: its metadata; training: fingerprints of its training molecules, uint8 (n, 256), or None;
     inputs: names; outputs: {name: width}; width: the embedding's, or 0; device: "CPU" or "CUDA";
-    notice: why it runs where it runs, or "". Of each target: units, "" where none is known;
-    classes, the words of 0 and 1, or []. Raises click.ClickException.
+    batch: molecules in a call; notice: why it runs where it runs, or "". Of each target: units, ""
+    where none is known; classes, the words of 0 and 1, or []. Raises click.ClickException.
     """
 
     def __init__(self, path, provider="auto"):
@@ -126,6 +125,7 @@ class OnnxModel:
         self.units = told_by_runs(self.facts, "units", "")
         self.classes = told_by_runs(self.facts, "classes", [])
         self.device = self.session.get_providers()[0].removesuffix("ExecutionProvider")
+        self.batch = GRAPHS if self.inputs[0] == "atoms" else BATCH.get(self.device, 64)
         with open(path, "rb") as stream:
             self.sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -133,8 +133,13 @@ class OnnxModel:
     def drawing(self):
         """How its molecules have to be drawn: options of `featurize`."""
         asked = self.facts["render"]
-        how = {"max_atoms": asked["max_atoms"], "r_groups": asked.get("r_groups", False)}
-        return how | {"counts": True} if "fingerprint" in self.inputs else how
+        return {"max_atoms": asked["max_atoms"], "r_groups": asked.get("r_groups", False)}
+
+    @property
+    def looks(self):
+        """What it looks at: further options of `featurize`."""
+        kinds = {"drawn": "images", "graph": "atoms", "counts": "fingerprint"}
+        return {kind: name in self.inputs for kind, name in kinds.items()}
 
     def meanings(self):
         """Return what the numbers of each target are, "probability of active", or ""."""
@@ -172,18 +177,17 @@ class OnnxModel:
         known = self.facts.get("intervals") or [None] * len(self.targets)
         return np.array([bool(each) and each["normalised"] for each in known], bool)
 
-    def run(self, streams, counts=None):
-        """Return {output: float32 (n, width)} of pictures, given as zlib streams.
+    def run(self, streams, counts=None, graphs=()):
+        """Return {output: float32 (n, width)} of molecules: pictures, given as zlib streams.
 
-        counts: the molecules' fingerprints, uint8 (n, 2048), for a model that looks at them; None:
-        they are not known, and what is for pictures alone takes the place of the predictions.
+        counts: their fingerprints, uint8 (n, 2048), for a model that looks at them; None: they are
+        not known, and what is for pictures alone takes the place of the predictions. graphs: of a
+        model that looks at those.
         """
-        given, pictures = {}, counts is None and "fingerprint" in self.inputs
-        if "images" in self.inputs:
-            given["images"] = to_rgb(np.stack([inflate(stream) for stream in streams]))
-        if "fingerprint" in self.inputs:
-            given["fingerprint"] = np.zeros((len(streams), BITS), np.uint8) if pictures else counts
-        found = dict(zip(self.outputs, self.session.run(list(self.outputs), given)))
+        pictures = counts is None and "fingerprint" in self.inputs
+        counts = np.zeros((len(streams), BITS), np.uint8) if pictures else counts
+        given = feed(self.inputs, streams, counts, graphs)
+        found = dict(zip(self.outputs, self.session.run([*self.outputs], given)))
         for name in ("prediction", "spread") if pictures else ():
             found[name] = found[f"{name}_picture"]
         return found
@@ -203,10 +207,12 @@ class OnnxModel:
         for start in range(0, len(todo), batch):
             places = todo[start : start + batch]
             given = [window[i][1] for _, i, _ in places]
-            words = [[each.streams[view] for each, (_, _, view) in zip(given, places)]]
+            streams, more = [each.streams[view] for each, (_, _, view) in zip(given, places)], {}
             if given[0].counts is not None:
-                words.append(np.stack([each.counts for each in given]))
-            outputs = self.run(*words)
+                more["counts"] = np.stack([each.counts for each in given])
+            if given[0].graph is not None:
+                more["graphs"] = [each.graph for each in given]
+            outputs = self.run(streams, **more)
             for k, (_, i, view) in enumerate(places):
                 found[i][view] = {name: values[k] for name, values in outputs.items()}
         return [
@@ -275,9 +281,9 @@ class OnnxModel:
         """
         names, rows = self.columns(level=level), list(enumerate(smiles))
         with self.saved_training() as training:
-            how = self.drawing | {"training": training, "drawn": "images" in self.inputs}
+            how = self.drawing | self.looks | {"training": training}
             found = [try_item(featurize, row, str(text), "", how) for row, text in rows]
-        told = self.predict_window(list(zip(rows, found)), 8, level)
+        told = self.predict_window(list(zip(rows, found)), self.batch, level)
         table = {"row": np.arange(len(rows)), "smiles": np.array([str(s) for s in smiles])}
         for i, name in enumerate(names):
             table[name] = np.array([np.nan if isinstance(t, Rejected) else t[0][i] for t in told])

@@ -9,7 +9,7 @@ from moleclip.molecules import MAX_ATOMS, Part
 
 SEED = click.IntRange(0, 2**32 - 1)
 LOSSES = ("contrastive", "classes", "descriptors", "fingerprint", "atoms", "electronic")
-ALIGN_LOSSES = ("contrast", "shifts")
+ALIGN_LOSSES = ("contrast", "shifts", "descriptors", "atoms", "electronic")
 BESIDE = ("maps", "cca")  # ways in which what is counted stands beside encoders: see counted.py
 LEVELS = {level: level for level in ("none", "default", "intense")}
 
@@ -90,6 +90,8 @@ def comma_list(kind, says):
     """Return a click callback that reads a list such as 1,2,3 and wants each value once."""
 
     def parse(context, parameter, value):
+        if value is None:
+            return None
         try:
             values = [kind(word) for word in value.split(",")]
         except (ValueError, KeyError):

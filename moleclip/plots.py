@@ -65,11 +65,12 @@ def mark_knee(axis, table, knee):
     inset.tick_params(labelsize=7)
 
 
-def plot_report(path, data, results, table, pictures, note=""):
+def plot_report(path, data, results, table, drawn, note=""):
     """Draw report.png of one or several seeds.
 
     The table, learning curves, errors, each target, and the worst test molecules. results:
-    SeedResults; table: of `over_seeds`; pictures: {row: zlib stream}; note: stands above the table.
+    SeedResults; table: of `over_seeds`; drawn: a function that gives {row: zlib stream} of rows;
+    note: stands above the table.
     """
     import matplotlib
 
@@ -91,8 +92,7 @@ def plot_report(path, data, results, table, pictures, note=""):
     notes = [*textwrap.wrap(chosen_heads(results), 78), *textwrap.wrap(note, 78)]
     title = "\n".join([name, *notes, table_title(table, fixed)])
     draw_table(first, table, title)
-    draw = draw_curves if results[0].history else draw_calibration
-    draw(second, results)
+    (draw_curves if results[0].history else draw_calibration)(second, results)
     draw_errors(third, data, results)
     if len(data.targets) > SHOWN:
         note = f"the first {SHOWN} of {len(data.targets)} targets; scores.csv has all"
@@ -102,16 +102,17 @@ def plot_report(path, data, results, table, pictures, note=""):
             draw_target(axis, data, results, t, table)
         else:
             axis.axis("off")
-    draw_worst(bottom, data, results, pictures)
+    draw_worst(bottom, data, results, drawn)
     save_whole(path, lambda name: figure.savefig(name, dpi=100, format="png"))
     plt.close(figure)
 
 
 def chosen_heads(results):
-    """Return which heads were chosen, among how many and by what, or "" of those that weren't."""
+    """Return which heads were chosen, among how many and by what; of the MLP what it looks at."""
     heads = [result.metrics["head"] for result in results if "head" in result.metrics]
     if not heads:
-        return ""
+        features = results[0].metrics.get("features")  # of pictures nothing is said
+        return f"MLP on {features}" if features else ""
     counts = Counter(head["chosen"] for head in heads)
     several = len(heads) > 1
     names = [f"{name} ({count} seeds)" if several else name for name, count in counts.items()]
@@ -222,7 +223,7 @@ def draw_target(axis, data, results, t, table):
     axis.set_title(title, fontsize=9, parse_math=False)
 
 
-def draw_worst(figure, data, results, pictures):
+def draw_worst(figure, data, results, drawn):
     """Draw the test molecules furthest from the truth, with the numbers of their worst target."""
     scale = np.nanstd(data.labels, 0)
     scale[~(scale > 0) | (data.task == "classification")] = 1
@@ -237,13 +238,15 @@ def draw_worst(figure, data, results, pictures):
     order = sorted(worst, key=lambda row: -worst[row][0])[:WORST]
     for axis in axes:
         axis.axis("off")
+    pictures = drawn(order)
     for axis, row in zip(axes, order):
         _, t, value = worst[row]
         name = f", {data.targets[t][:16]}" if len(data.targets) > 1 else ""
         truth, words = data.labels[row, t], data.classes[t]
         truth = words[int(truth)][:16] if words else f"{truth:.3g}"
         numbers = f"truth {truth}, predicted {value:.3g}"
-        axis.imshow(to_rgb(inflate(pictures[row])))
+        if row in pictures:
+            axis.imshow(to_rgb(inflate(pictures[row])))
         axis.set_title(f"row {row}{name}\n{numbers}", fontsize=9, parse_math=False)
 
 

@@ -122,8 +122,11 @@ def read_result(folder, data):
     return SeedResult(metrics["seed"], split, history, predicted, metrics, found)
 
 
-def save_result(folder, result, model, data, pictures, config, seen):
-    """Write a seed's folder, whole or not at all. seen: hashes of all molecules trained on."""
+def save_result(folder, result, model, data, drawn, config, seen):
+    """Write a seed's folder, whole or not at all. seen: hashes of all molecules trained on.
+
+    drawn: see `plot_report`.
+    """
     scores = over_seeds([result.metrics])
     facts = {"test": result.metrics["test"][MODEL], "best_epoch": result.metrics["best_epoch"]}
     save_model(folder / "model.pt", model, data, config, facts, seen, result.intervals)
@@ -132,7 +135,7 @@ def save_result(folder, result, model, data, pictures, config, seen):
     save_learning(folder, [result])
     save_predictions(folder / "predictions.csv", data, [result])
     save_scores(folder / "scores.csv", scores)
-    plot_report(folder / "report.png", data, [result], scores, pictures)
+    plot_report(folder / "report.png", data, [result], scores, drawn)
     save_json(folder / "metrics.json", result.metrics)  # its presence says that all are there
     (folder / "progress.pt").unlink(missing_ok=True)
     loss, head = result.metrics["val_loss"], result.metrics.get("head")
@@ -169,11 +172,11 @@ def save_learning(folder, results, several=False):
     save_table(folder / "choice.csv", [*header, "head", "loss", "chosen"], lines)
 
 
-def aggregate(out, data, results, config, pictures, folder=None, stage=None):
+def aggregate(out, data, results, config, drawn, folder=None, stage=None):
     """Write the aggregate over seeds and print its table of test scores.
 
     model.pt is a copy of the one that is best on validation. folder: where the seeds' folders lie,
-    if not in out; stage: more of metrics.json, of a run in two stages.
+    if not in out; stage: more of metrics.json, of a run in two stages; drawn: see `plot_report`.
     """
     runs = [result.metrics for result in results]
     best = best_seed(runs)
@@ -185,7 +188,7 @@ def aggregate(out, data, results, config, pictures, folder=None, stage=None):
     save_learning(out, results, several=True)
     save_predictions(out / "predictions.csv", data, results, best)
     save_scores(out / "scores.csv", table)
-    plot_report(out / "report.png", data, results, table, pictures, why)
+    plot_report(out / "report.png", data, results, table, drawn, why)
     save_json(out / "config.json", config)
     facts = (stage or {}) | {"best_seed": results[best].seed, "test": table, "runs": runs}
     fixed = fixed_split(results)

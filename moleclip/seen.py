@@ -50,12 +50,12 @@ def seen_by(init):
     return Seen(table=config.get("data_sha256", "") if isinstance(config, dict) else "")
 
 
-def refuse_seen(data, splits, config, seen):
-    """Refuse to test on molecules that --init's weights were trained on; say which else they know.
+def refuse_seen(data, splits, config, seen, init):
+    """Refuse to test on molecules that weights were trained on; say which else they know.
 
-    splits: {seed: split}. Raises click.ClickException.
+    splits: {seed: split}; init: the option that names the weights. Raises click.ClickException.
     """
-    init, ways = f"--init {config['init']}", "take another encoder, or --force to test on them"
+    ways = "take another encoder, or --force to test on them"
     if seen.table == config["data_sha256"]:
         says = "was trained on this table, on rows that it doesn't name"
         raise click.ClickException(f"{init}: {says}; {ways}")

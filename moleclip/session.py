@@ -10,16 +10,43 @@ import onnxruntime
 
 from moleclip.features import BITS
 from moleclip.files import one_line
-from moleclip.pixels import SIZE
+from moleclip.graphs import ATOM_SIZES, BLANK, Graphs, join
+from moleclip.pixels import SIZE, inflate, to_rgb
 from moleclip.workers import default_workers
 
-SHAPES = {"images": [SIZE, SIZE, 3], "fingerprint": [BITS]}  # of the inputs, but for the batch
+INPUTS = {  # type, and shape but for the first axis, of all that a model of ours may be given
+    "images": ("tensor(uint8)", [SIZE, SIZE, 3]),
+    "atoms": ("tensor(uint8)", [len(ATOM_SIZES)]),
+    "bonds": ("tensor(int64)", [2]),
+    "kinds": ("tensor(uint8)", []),
+    "owner": ("tensor(int64)", []),
+    "counts": ("tensor(int64)", []),
+    "fingerprint": ("tensor(uint8)", [BITS]),
+}
 
 
-def is_known(given):
-    """Tell whether this input of a model is that of the pictures, or that of the fingerprints."""
-    shape = SHAPES.get(given.name)
-    return bool(shape) and (given.type, given.shape[1:]) == ("tensor(uint8)", shape)
+def are_known(inputs):
+    """Tell whether a model has inputs, all among INPUTS, and all or none of a graph's."""
+    names = {given.name for given in inputs}
+    if not names or len(names.intersection(Graphs._fields)) not in (0, len(Graphs._fields)):
+        return False
+    return all(INPUTS.get(given.name) == (given.type, given.shape[1:]) for given in inputs)
+
+
+def feed(names, streams, counts, graphs):
+    """Return {name: array} of those inputs of some molecules that a model has.
+
+    streams: the zlib stream of each one's picture; counts: of ECFP, uint8 (n, 2048); graphs: a list
+    of Graph.
+    """
+    given = {}
+    if "images" in names:
+        given["images"] = to_rgb(np.stack([inflate(stream) for stream in streams]))
+    if "atoms" in names:
+        given |= join(graphs)._asdict()
+    if "fingerprint" in names:
+        given["fingerprint"] = counts
+    return given
 
 
 def open_session(path, provider):
@@ -58,14 +85,15 @@ def new_session(path, provider):
 
 
 def try_out(session):
-    """Run two blank pictures, if that is what it takes, and return the session.
+    """Run two blank molecules, if that is what it takes, and return the session.
 
     Some sessions fail only when they run.
     """
     inputs = session.get_inputs()
-    if all(map(is_known, inputs)):
-        blank = {each.name: np.full((2, *SHAPES[each.name]), 255, np.uint8) for each in inputs}
-        session.run(None, blank)
+    if are_known(inputs):
+        blank = {name: np.full((2, *shape), 255, np.uint8) for name, (_, shape) in INPUTS.items()}
+        blank |= join([BLANK, BLANK])._asdict()
+        session.run(None, {each.name: blank[each.name] for each in inputs})
     return session
 
 

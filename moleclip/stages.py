@@ -37,8 +37,9 @@ def without_validation(study, candidate):
     rows, alone = study.split["val"], study
     if candidate.kind != "mlp":
         parts = (study.split | {"val": []}, study.seed, study.kind)
-        alone = Study(study.data, *parts, study.embedding, study.counts, study.rates)
-    return predict_with(alone.fit(candidate).head, *study.of(candidate.uses, rows))[0]
+        given = (study.embedding, study.counts, study.rates, study.encoded)
+        alone = Study(study.data, *parts, *given)
+    return predict_with(alone.fit(candidate).head, *study.of(candidate.inputs, rows))[0]
 
 
 def save_validation(folder, data, rows, predicted):

@@ -1,4 +1,4 @@
-"""Finetuning's training loop, for an encoder with its head on pictures and for a head alone."""
+"""Finetuning's training loop, for an encoder with its head and for a head alone."""
 
 import math
 import time
@@ -15,13 +15,12 @@ from moleclip.augment import N_UNIFORMS
 from moleclip.device import ALONE, lacks_memory
 from moleclip.encoder import ADAM
 from moleclip.metrics import best_epoch
-from moleclip.pixels import inflate
 from moleclip.weights import load_checkpoint, save_checkpoint
 
 DECAY = 1e-5  # weight decay of encoder and head in finetuning (MoleCLIP)
 WARM_UP = 0.1  # part of training over which the learning rates rise
 SAVE_EVERY = 60  # seconds between two savings of a run's progress, at the end of an epoch
-CHUNK = 512  # pictures that are unpacked at once to predict
+CHUNK = 512  # molecules that are unpacked at once to predict
 
 
 class Loss:
@@ -70,14 +69,15 @@ class Plan(NamedTuple):
     rates: Callable = lambda done: 1.0  # the learning rates' factor, by the part that is done
 
 
-class PictureSource:
-    """Pictures, {row: zlib stream}, through encoder and head of a Model; unpacked by batch.
+class EncoderSource:
+    """What an encoder looks at, {row: zlib stream or Graph}, through it and the head of a Model.
 
-    Each process takes its share of a batch, in micro batches of like ink.
+    Pictures are unpacked by batch. Each process takes its share of a batch, in the embedder's micro
+    batches.
     """
 
-    def __init__(self, model, pictures, embedder, world):
-        self.model, self.pictures, self.embedder = model, pictures, embedder
+    def __init__(self, model, given, embedder, world):
+        self.model, self.given, self.embedder = model, given, embedder
         self.world, self.device = world, embedder.device
 
     def micro_batches(self, rows, random):
@@ -88,20 +88,20 @@ class PictureSource:
         mine = np.arange(len(rows))[self.world.rank :: self.world.size]
         if not len(mine):
             return
-        index = np.stack([inflate(self.pictures[rows[i]]) for i in mine])
-        for part in self.embedder.micro_batches(index, random[mine]):
-            features = self.embedder.embed(index[part], random[mine[part]])
+        batch = self.embedder.batch([self.given[rows[i]] for i in mine])
+        for part in self.embedder.micro_batches(batch, random[mine]):
+            features = self.embedder.embed(batch[part], random[mine[part]])
             yield mine[part], self.model.head(features)
 
     def features(self, rows, bar=None):
-        """Return embeddings, fp32 (len(rows), 512), without gradient; every process gets all."""
+        """Return embeddings, fp32 (len(rows), width), without gradient, on every process."""
         padded = list(rows) + [rows[-1]] * (-len(rows) % self.world.size)
         mine = np.array_split(padded, self.world.size)[self.world.rank]
         found = []
         for chunk in np.split(mine, range(CHUNK, len(mine), CHUNK)):
-            index = np.stack([inflate(self.pictures[i]) for i in chunk])
+            batch = self.embedder.batch([self.given[i] for i in chunk])
             with torch.no_grad():
-                found.append(self.embedder.embed_batch(index, None))
+                found.append(self.embedder.embed_batch(batch, None))
             if bar is not None:
                 bar.update(len(chunk) * self.world.size)
         return self.world.gather(torch.cat(found))[: len(rows)]
@@ -134,7 +134,7 @@ class FeatureSource:
 def train(source, objective, optimizers, plan, scaler=None, progress=None, start=None):
     """Train, leave the weights of the epoch that is best on validation, and return the history.
 
-    source: a PictureSource or FeatureSource. progress: file to go on from, written every so
+    source: an EncoderSource or FeatureSource. progress: file to go on from, written every so
     often. start: the history's line of the weights as they are, if they may be kept (its
     val_loss is measured here, as in all epochs). History: one dict an epoch. Raises
     click.ClickException where the loss is no finite number.

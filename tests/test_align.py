@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, invoke, mistake, rows_of, small_molecules
+from conftest import ROOT, Desk, invoke, mistake, rows_of, small_molecules
 from torch.nn import functional as F
 
 import align
@@ -15,11 +15,13 @@ import search
 from moleclip.aligned import acml_loss, load_aligned, shift_loss
 from moleclip.alignedmodel import AlignedModel
 from moleclip.alignscores import ranks_of
-from moleclip.device import Leaving, Notice
+from moleclip.dense import DenseHeads, DenseTargets, dense_parts, weight_of
+from moleclip.device import ALONE, Leaving, Notice
 from moleclip.drawing import draw, layout
+from moleclip.encoders import load_graph_encoder
 from moleclip.graphs import graph_of, join
 from moleclip.losses import contrastive_loss
-from moleclip.molecules import parse
+from moleclip.molecules import input_facts, parse
 from moleclip.pairtable import (
     as_pairs,
     folder_facts,
@@ -254,3 +256,120 @@ def test_mistakes(spectra, aligned, tmp_path):
     plain = tmp_path / "plain.smi"
     plain.write_text("CCO\nCCN\n")
     assert "needs a table" in mistake(align.main, plain, *words, out, "--workers", 1)
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """A desk with 60 molecules, row 7 unreadable, and their labels.npz, which leaves out row 5."""
+    desk = Desk(tmp_path_factory.mktemp("labelled"))
+    lines = small_molecules(60)
+    lines[7], lines[5] = "C1CC broken", "C" * 30
+    desk.write("m.smi", lines)
+    desk.write("left.smi", lines[5:6])
+    how = "--k 4 --descriptors --atoms --leave-out left.smi --workers 1"
+    desk.run(f"python cluster.py m.smi {how}")
+    return desk
+
+
+def test_dense_targets_are_those_of_their_rows(labelled):
+    path = str(labelled / "m.smi")
+    facts, tasks = input_facts(path), ["descriptors", "atoms"]
+    targets = DenseTargets(labelled / "labels.npz", path, facts, tasks)
+    members, _ = read_graphs(path, workers=1)
+    pairs = as_pairs([(member, None) for member in members])
+    counts = np.array([len(graph.atoms) for graph in pairs.graphs])
+    told = targets.of(pairs.rows, counts)
+    with np.load(labelled / "labels.npz") as file:
+        wanted = file["descriptors"][pairs.rows].astype(np.float32)
+        keys = np.unpackbits(file["maccs"][pairs.rows], axis=1)
+        offsets, r1 = file["atom_offsets"], file["atom_r1"].astype(int)
+    good = pairs.rows != 5
+    assert torch.isnan(told["descriptors"][~good]).all() and torch.isnan(told["maccs"][~good]).all()
+    assert (told["descriptors"].numpy()[good] == wanted[good]).all()
+    assert (told["maccs"].numpy()[good] == keys[good]).all()
+    starts = np.cumsum(counts) - counts
+    for i, row in enumerate(pairs.rows):
+        mine = told["atom_r1"][starts[i] : starts[i] + counts[i]].numpy()
+        known = r1[offsets[row] : offsets[row + 1]]
+        if row == 5:
+            assert (mine == -100).all()
+        else:
+            assert (np.where(known == 65535, -100, known) == mine).all()
+    hydrogens = told["atom_numbers"][:, 5].numpy()  # of ATOM_NUMBERS; as the graph has them
+    graph = np.concatenate([each.atoms[:, 2] for each in pairs.graphs])
+    assert (hydrogens[~np.isnan(hydrogens)] == graph[~np.isnan(hydrogens)]).all()
+    said = targets.known(pairs.rows, counts)
+    assert f"descriptors {len(pairs) - 1} of {len(pairs)}" in said
+
+
+def test_what_is_not_known_leaves_no_gradient():
+    torch.manual_seed(1)
+    arch = {"molecules": {"descriptors": 2 + 168}, "atoms": {"r1": 3, "numbers": 10}}
+    heads = DenseHeads(arch, 8, 4)
+    features, atoms = torch.randn(3, 8, requires_grad=True), torch.randn(5, 4, requires_grad=True)
+    truth = {"descriptors": torch.randn(3, 2), "maccs": torch.ones(3, 168)}
+    truth |= {"atom_r1": torch.tensor([0, 2, -100, 1, 0]), "atom_numbers": torch.randn(5, 10)}
+    for name in ("descriptors", "maccs"):
+        truth[name][1] = torch.nan
+    truth["atom_numbers"][2] = torch.nan
+    told = heads(features, atoms)
+    parts = dense_parts(told, truth, ALONE)
+    odds = -torch.log_softmax(told["atom_r1"], 1)[[0, 1, 3, 4], [0, 2, 1, 0]].mean()
+    assert parts["atom_r1"].item() == pytest.approx(odds.item(), rel=1e-5)
+    bits = F.softplus(-told["maccs"][[0, 2]]).mean()
+    assert parts["maccs"].item() == pytest.approx(bits.item(), rel=1e-5)
+    weights = {"descriptors": 1, "atoms": 2}
+    assert [weight_of(name, weights) for name in ("maccs", "atom_numbers")] == [1, 6]
+    assert weight_of("atom_r1_accuracy", weights) == 0
+    sum(weight_of(name, weights) * value for name, value in parts.items()).backward()
+    assert not features.grad[1].any() and not atoms.grad[2].any()
+    assert features.grad.isfinite().all() and atoms.grad.isfinite().all() and features.grad.any()
+
+
+def test_dense_targets_alone(labelled, monkeypatch):
+    """Without a modality, in two parts as in one; finetune.py takes what comes of it."""
+    loss = "contrast=0,descriptors=1,atoms=1"
+    how = ["--loss", loss, "--labels", labelled / "labels.npz", *SMALL]
+    whole, parts = labelled / "whole.pt", labelled / "parts.pt"
+    said = invoke(align.main, labelled / "m.smi", *how, "-o", whole)
+    assert "descriptors 58 of 59" in said and "is the best by validation (val_loss" in said
+    with monkeypatch.context() as patch:
+        patch.setattr(align, "Notice", LeavesInStep4)
+        invoke(align.main, labelled / "m.smi", *how, "-o", parts)
+    invoke(align.main, labelled / "m.smi", *how, "-o", parts, "--resume")
+    one, other = load_checkpoint(whole), load_checkpoint(parts)
+    for name, value in one["current"].items():
+        assert torch.equal(value, other["current"][name]), name
+    log = [json.loads(line) for line in open(labelled / "whole.log.jsonl")]
+    assert {"val_descriptors", "val_maccs", "val_atom_r1", "val_atom_numbers"} <= set(log[0])
+    assert log[-1]["val_loss"] < log[0]["val_loss"] and "val_mrr" not in log[0]
+    wanted = log[0]["val_descriptors"] + log[0]["val_maccs"] + log[0]["val_atom_r1"]
+    wanted += 0.5 * log[0]["val_atom_r2"] + 3 * log[0]["val_atom_numbers"]
+    assert log[0]["val_loss"] == pytest.approx(wanted)
+    assert "finds nothing" in mistake(export.main, whole, "-o", labelled / "x.onnx")
+    assert load_graph_encoder(whole).arch["width"] == 16
+
+
+def test_dense_targets_beside_the_alignment(labelled):
+    how = ["--modality", "smiles", "--loss", "atoms=1", "--labels", labelled / "labels.npz", *SMALL]
+    out = labelled / "beside.pt"
+    invoke(align.main, labelled / "m.smi", *how, "-o", out)
+    best = load_checkpoint(out)["best"]
+    assert 0 < best["val_mrr"] <= 1 and best["val_atom_r1"] > 0 and "val_loss" not in best
+    invoke(export.main, out, "-o", out.with_suffix(".onnx"))
+
+
+def test_labels_that_do_not_fit(labelled, spectra):
+    source, labels = labelled / "m.smi", ("--labels", labelled / "labels.npz")
+    other = labelled.write("other.smi", small_molecules(30))
+    for file, more, says in (
+        (source, ["--loss", "contrast=0,atoms=1"], "needs --labels labels.npz"),
+        (source, ["--loss", "contrast=0,electronic=1", *labels], "has no electronic targets"),
+        (other, ["--loss", "contrast=0,atoms=1", *labels], "from another file"),
+        (source, ["--modality", "smiles", *labels], "no task of --loss learns from it"),
+        (source, ["--modality", "smiles", "--loss", "contrast=0,atoms=1", *labels], "leave it out"),
+    ):
+        line = mistake(align.main, file, *more, *SMALL, "-o", labelled / "never.pt")
+        assert says in line, line
+    line = mistake(align.main, source, "-o", labelled / "never.pt", code=2)
+    assert "Missing option '--modality'" in line and not (labelled / "never.pt").exists()

@@ -13,7 +13,7 @@ import export
 import finetune
 import predict
 from moleclip import choice, forest, heads
-from moleclip.choice import BOTH, MLP_FROM, Candidate, candidates, tenths_of
+from moleclip.choice import MLP_FROM, Candidate, candidates, tenths_of
 from moleclip.drawing import draw, layout
 from moleclip.molecules import parse, scaffold
 from moleclip.onnxmodel import OnnxModel
@@ -232,14 +232,18 @@ def test_tenths_are_whole_scaffolds_or_molecules():
 
 def test_what_is_compared():
     names = lambda *words: {(each.kind, each.uses) for each in candidates(*words)}
-    few = {("gp", BOTH), ("gp", ("ecfp",)), ("gp", ("picture",))}
-    few |= {("forest", BOTH), ("forest", ("ecfp",))}
-    assert names("auto", "auto", 100, False) == few
-    many = few | {("mlp", BOTH), ("mlp", ("ecfp",))}
-    assert names("auto", "auto", MLP_FROM, False) == many
-    assert names("auto", "picture", 100, True) == {("forest", ("picture",))}
-    assert names("auto", "auto", 20_000, True) == {each for each in many if each[0] != "gp"}
-    assert candidates("mlp", "picture+ecfp", 100, False) == [Candidate("mlp", BOTH)]
+    for seen in (("picture",), ("graph",), ("picture", "graph")):
+        both = (*seen, "ecfp")
+        few = {("gp", both), ("gp", ("ecfp",)), ("gp", seen)}
+        few |= {("forest", both), ("forest", ("ecfp",))}
+        assert names("auto", "auto", seen, 100, False) == few
+        many = few | {("mlp", both), ("mlp", ("ecfp",))}
+        assert names("auto", "auto", seen, MLP_FROM, False) == many
+        named = "+".join(seen)
+        assert names("auto", named, seen, 100, True) == {("forest", seen)}
+        left = {each for each in many if each[0] != "gp"}
+        assert names("auto", "auto", seen, 20_000, True) == left
+        assert candidates("mlp", f"{named}+ecfp", seen, 100, False) == [Candidate("mlp", both)]
 
 
 def test_embeddings_that_are_no_numbers(tmp_path, monkeypatch):

@@ -10,27 +10,17 @@ from conftest import ROOT, STATIONS
 
 GROUND = [  # without torch; each may import from those before it
     *("files", "formats", "molecules", "workers", "options", "pixels"),
-    *("styles", "drawing", "shards", "targets", "pictures", "features", "electronic", "blocks"),
-    *("calibration", "session", "onnxmodel", "outputs", "graphs", "spectra", "tokens", "texts"),
+    *("styles", "drawing", "shards", "targets", "pictures", "graphs", "features", "electronic"),
+    *("blocks", "calibration", "session", "onnxmodel", "outputs", "spectra", "tokens", "texts"),
     *("alignedmodel", "peaktables", "jcamp", "mzml", "spectrumfiles", "index", "hitspage"),
     *("captions", "describe"),
 ]
 UPPER = [
-    *(
-        "device",
-        "augment",
-        "encoder",
-        "embedder",
-        "weights",
-        "seen",
-        "pairs",
-        "losses",
-        "trainstate",
-    ),
-    *("labels", "splits", "table", "metrics", "training", "gp", "forest", "model", "deploy"),
-    *("heads", "choice", "results", "plots", "runs", "stages", "experiment", "gin"),
-    *("transformer", "queries", "correlation", "counted", "aligned"),
-    *("pairtable", "textpairs", "alignscores", "alignstate", "alignedfile"),
+    *("device", "augment", "encoder", "gin", "embedder", "weights", "encoders", "seen", "pairs"),
+    *("losses", "trainstate", "labels", "splits", "table", "metrics", "training", "gp", "forest"),
+    *("model", "deploy", "heads", "choice", "results", "plots", "runs", "grid", "stages"),
+    *("experiment", "transformer", "queries", "dense", "correlation", "counted", "aligned"),
+    *("pairtable", "textpairs", "alignscores", "alignstate", "alignstep", "alignedfile"),
 ]
 FLOORS = GROUND + UPPER
 HEAVY = {"torch", "clip", "sklearn", "scipy", "onnx"}
@@ -206,8 +196,9 @@ def test_files_stay_short():
     assert not {name: count for name, count in lines.items() if count > limits[name]}
     # 7,500 was the bound when the house was built, at 7,073; what makes its numbers and rows
     # trustworthy came on top, then the targets of atoms and electrons, then heads for few data,
-    # then graphs and spectra. A file's own bound is what keeps it readable.
-    assert sum(lines.values()) <= 15500
+    # then graphs and spectra, then graphs for tables of labels. A file's own bound is what keeps
+    # it readable.
+    assert sum(lines.values()) <= 16300
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -40,7 +40,7 @@ def test_pictures_tell_counts_and_electrons_in_both_views():
 
 
 def test_atoms_tell_what_is_known_of_them_where_they_are_seen():
-    head = AtomHead(8, {"r1": 5, "r2": 7, "numbers": 10, "charges": 2})
+    head = AtomHead(8 + 32, {"r1": 5, "r2": 7, "numbers": 10, "charges": 2})
     read, shown = torch.randn(8, 8 + 32, requires_grad=True), torch.ones(8, dtype=torch.bool)
     shown[[0, 7]] = False  # the first atom of the plain view, the last of the styled one
     numbers, charges = torch.randn(4, 10), torch.randn(4, 2)

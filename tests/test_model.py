@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import rows_of
 
-from moleclip.experiment import draw_rows
+from moleclip.experiment import read_rows
 from moleclip.model import load_model, predict_rows
 from moleclip.table import Data
 from moleclip.weights import load_encoder
@@ -13,7 +13,7 @@ from moleclip.weights import load_encoder
 def check_the_model_file(folder, source, rows=(0, 40, 79)):
     """The model.pt of a folder gives the predictions written beside it."""
     model, checkpoint = load_model(folder / "model.pt")
-    pictures, _ = draw_rows(Data(str(source)))
+    pictures = read_rows(Data(str(source)))[0]["picture"]
     got = predict_rows(model, pictures, rows, checkpoint["task"], 2, torch.device("cpu"))
     lines = rows_of(folder / "predictions.csv")
     for t, name in enumerate(checkpoint["targets"]):
@@ -57,8 +57,8 @@ def test_raw_labels_r_groups_and_a_model_as_start(toy):
     assert model.label_mean.item() == 0 and model.label_std.item() == 1
     assert checkpoint["config"]["r_groups"] is True
     data = Data(str(toy / "toy.csv"))
-    plain, _ = draw_rows(data)
-    ends, _ = draw_rows(data, r_groups=True)
+    plain = read_rows(data)[0]["picture"]
+    ends = read_rows(data, r_groups=True)[0]["picture"]
     assert plain[0] != ends[0]
     got = predict_rows(model, ends, [0, 7], "regression", 2, torch.device("cpu"))
     lines = rows_of(toy / "raw" / "predictions.csv")

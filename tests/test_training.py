@@ -17,7 +17,7 @@ from moleclip.embedder import Embedder
 from moleclip.molecules import parse
 from moleclip.pixels import SIZE
 from moleclip.table import Data
-from moleclip.training import Loss, PictureSource, scale_lr, take_step, warmup_cosine
+from moleclip.training import EncoderSource, Loss, scale_lr, take_step, warmup_cosine
 from moleclip.weights import load_encoder
 
 
@@ -50,14 +50,14 @@ def test_rates_rise_over_a_tenth_and_fall():
 
 def test_pictures_stay_packed_and_are_learned_as_drawn(toy):
     data = Data(str(toy / "toy.csv"))
-    pictures, _ = finetune.draw_rows(data)
+    pictures = finetune.read_rows(data)[0]["picture"]
     rows, random = sorted(pictures), np.random.default_rng(1).random((len(pictures), N_UNIFORMS))
     assert sum(map(len, pictures.values())) < len(rows) * SIZE * SIZE / 10
     drawn = np.stack([draw(layout(parse(data.smiles[row]))) for row in rows])
     encoder = load_encoder("scratch:nano").eval()
     embedder = Embedder(encoder, torch.device("cpu"), None, "intense", 8)
     head = torch.nn.Linear(512, 1)
-    source = PictureSource(SimpleNamespace(head=head), pictures, embedder, ALONE)
+    source = EncoderSource(SimpleNamespace(head=head), pictures, embedder, ALONE)
     with torch.no_grad():
         assert torch.equal(source.features(rows), embedder.embed_batch(drawn, None))
         for part, outputs in source.micro_batches(rows, random):
@@ -81,7 +81,7 @@ def test_a_seed_goes_on_after_its_last_epoch(toy, tmp_path, monkeypatch):
     cut, whole, taken = tmp_path / "cut", tmp_path / "whole", []
 
     def power_cut(source, *rest):
-        taken.append(isinstance(source, PictureSource))
+        taken.append(isinstance(source, EncoderSource))
         if sum(taken) == 4:
             raise KeyboardInterrupt
         return take_step(source, *rest)
