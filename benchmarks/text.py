@@ -24,7 +24,7 @@ from moleclip.alignscores import embed
 from moleclip.correlation import correlate
 from moleclip.counted import JOINT
 from moleclip.graphs import fragment_counts
-from moleclip.molecules import MAX_ATOMS, input_facts
+from moleclip.molecules import input_facts
 from moleclip.pairtable import named_parts, split_pairs
 from moleclip.textpairs import TextReader
 from moleclip.texts import Vocabulary
@@ -33,7 +33,7 @@ from moleclip.transformer import load_bert
 
 BATCH, BLOCK = 64, 64  # of MoMu's measure; texts embedded at once
 PLAIN = {"modality": "text", "column": None, "smiles_column": None, "leave_out": None}
-PLAIN |= {"shifts_from": None, "max_atoms": MAX_ATOMS, "beside": ["cca"], "mask_names": False}
+PLAIN |= {"shifts_from": None, "max_atoms": 10**6, "beside": ["cca"], "mask_names": False}
 
 
 def passages(pairs, seed=0):
@@ -119,8 +119,9 @@ def of_models(aligned, table):
     for path in aligned:
         model, checkpoint = load_aligned(path)
         config, facts = checkpoint["config"], checkpoint["texts"]
-        pairs, _ = load_pairs(table, "cpu", None, config | {"leave_out": None, "column": None})
-        own = input_facts(table, config["smiles_column"])["sha256"] == config["input_sha256"]
+        own = input_facts(table)["sha256"] == config["input_sha256"]
+        config |= {"leave_out": None} | ({} if own else {"column": None, "smiles_column": None})
+        pairs, _ = load_pairs(table, "cpu", None, config)
         rows = checkpoint["parts"]["test"] if own else pairs.rows
         test = np.flatnonzero(np.isin(pairs.rows, rows))
         both.append(embed(model, pairs.graphs, "cpu")[0].numpy())

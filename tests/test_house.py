@@ -198,7 +198,7 @@ def test_files_stay_short():
     # trustworthy came on top, then the targets of atoms and electrons, then heads for few data,
     # then graphs and spectra, then graphs for tables of labels. A file's own bound is what keeps
     # it readable.
-    assert sum(lines.values()) <= 16300
+    assert sum(lines.values()) <= 17700
 
 
 @pytest.mark.parametrize("name", SOURCES)
