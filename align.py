@@ -119,10 +119,7 @@ def prepare(world, device, pairs, workers, resume, **settings):
     facts = world.together(lambda: folder_facts(path) if folder else input_facts(path, column))
     targets = world.together(lambda: open_targets(path, facts, settings))
     found, reasons = world.together(lambda: load_pairs(path, device, workers, settings))
-    if settings["split"] == "column":
-        parts = world.together(lambda: named_parts(path, column, found))
-    else:
-        parts = split_pairs(found, settings["split"], settings["seed"])
+    parts = world.together(lambda: part_pairs(path, found, settings))
     counts = ", ".join(f"{len(places)} {part}" for part, places in parts.items())
     world.print0(f"{path}: {len(found)} pairs ({counts})" + left_out(reasons))
     check_sizes(path, parts, settings["batch"])
@@ -144,6 +141,13 @@ def prepare(world, device, pairs, workers, resume, **settings):
     if resume:
         state.resume()
     return state, found, parts
+
+
+def part_pairs(path, found, settings):
+    """Return {part: places} of Pairs as --split says. Raises click.ClickException."""
+    if settings["split"] == "column":
+        return named_parts(path, settings["smiles_column"], found)
+    return split_pairs(found, settings["split"], settings["seed"])
 
 
 def check_sizes(path, parts, batch):
