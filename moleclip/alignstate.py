@@ -109,8 +109,6 @@ class AlignState:
         model = model.to(device)
         optimizer = new_optimizer(model, config)
         state = cls(out, config, world, device, model, optimizer, given, targets, reader=reader)
-        if reader and not reader.layers:
-            reader.store(model.query, given, device)
         frozen = model.query is not None and not config["unfreeze"]
         if not whole and (reader or frozen):
             state.standardise(train)

@@ -120,6 +120,8 @@ class TextReader:
 
         given: the sentences of each of all pairs; random: by which passages are chosen.
         """
+        if not self.layers and self.stored is None:
+            self.store(encoder, given, device)
         chosen = [np.ones(len(given[i]), bool) for i in places]
         if random is not None:
             chosen = [passage(given[i], random) for i in places]
