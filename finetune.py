@@ -268,6 +268,9 @@ def settle_encoders(context, chosen):
             if chosen.features == "ecfp":
                 says = "fingerprints alone need no encoder: leave it out"
             raise click.BadParameter(says, param_hint=option)
+    if chosen.init == "none":
+        says = "none is no encoder; for fingerprints alone take --features ecfp"
+        raise click.BadParameter(says, param_hint="--init")
     chosen.encoded = tuple(kind for kind in wanted if wanted[kind])
     chosen.init = (chosen.init or default_init()) if wanted["picture"] else "none"
     chosen.graph = (chosen.graph or ALIGNED) if wanted["graph"] else None

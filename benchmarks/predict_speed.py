@@ -64,7 +64,7 @@ def original(model, source, out):
         for start in range(0, len(pictures), BATCH):
             batch = torch.from_numpy(np.stack(pictures[start : start + BATCH]))
             pixels = batch.permute(0, 3, 1, 2).float() / 255
-            values += model.unscale(model(pixels), "regression").tolist()
+            values += model.unscale(model.head(model.encoder(pixels)), "regression").tolist()
     with open(out, "w", newline="") as stream:
         csv.writer(stream).writerows([smiles, *value] for smiles, value in zip(lines, values))
 
