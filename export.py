@@ -14,6 +14,7 @@ molecules before it gets its name.
 import csv
 import logging
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -41,7 +42,7 @@ from moleclip.features import featurize, pack_fingerprint
 from moleclip.files import check_output, save_whole
 from moleclip.model import FrozenModel
 from moleclip.molecules import Rejected
-from moleclip.onnxmodel import metadata_props
+from moleclip.onnxfacts import metadata_props
 from moleclip.session import feed
 from moleclip.weights import load_checkpoint, load_encoder
 from moleclip.workers import try_item
@@ -171,6 +172,23 @@ def training_fingerprints(tables, parts=("train",)):
     molecules = [Chem.MolFromSmiles(text) for text in bar]
     packed = [pack_fingerprint(molecule) for molecule in molecules if molecule is not None]
     return (np.unique(np.stack(packed), axis=0), len(smiles)) if packed else (None, 0)
+
+
+def training_means(table, checkpoint, parts):
+    """Return the mean label of each target over a run's training rows, None if one has none.
+
+    A class counts as 0 or 1; what is only known to be above or below something doesn't count.
+    """
+    targets, known = checkpoint["targets"], []
+    for name, words in zip(targets, checkpoint.get("classes") or [[]] * len(targets)):
+        values = []
+        for line in table:
+            text = line.get(f"true_{name}") or ""
+            if line.get("split") in parts:
+                with suppress(ValueError):
+                    values.append(words.index(text) if text in (words or []) else float(text))
+        known.append(float(np.mean(values)) if values else None)
+    return known if None not in known else None
 
 
 def to_onnx(deployed, precision):
@@ -366,6 +384,8 @@ def main(runs, out, precision, encoder_only, no_fingerprints, force):
     lines = [line["smiles"] for table in tables for line in table]
     given = probes([*PROBES, *lines[:: max(1, len(lines) // 24)][:24]])
     facts = describe(deployed, checkpoints, precision)
+    for run, table, checkpoint in zip(facts["runs"], tables, checkpoints):
+        run["means"] = training_means(table, checkpoint, parts)
     props = metadata_props(facts, training, molecules)
     found = save_checked(out, deployed, precision, props, given, force)
     print_summary(out, facts, found)

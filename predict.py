@@ -3,6 +3,7 @@
     python predict.py model.onnx smiles.txt     # predictions.csv
     python predict.py model.onnx library.csv --keep-columns --html report.html
     python predict.py model.onnx figure.png     # a drawn molecule, or a folder of them
+    python predict.py model.onnx some.csv --explain --html report.html    # atom by atom
     python predict.py --join predictions-*-of-8.csv    # of --part, into predictions.csv
 
 One line comes out for every row that goes in, in the same order; a molecule that can't be read says
@@ -25,20 +26,15 @@ from tqdm import tqdm
 
 from moleclip import options
 from moleclip.calibration import LEVEL
+from moleclip.explain import ENDING, cell, contributions, explained
 from moleclip.features import featurize
-from moleclip.files import check_output, final_path, kept_columns, save_whole
+from moleclip.files import check_output, final_path, kept_columns
 from moleclip.formats import find_smiles_column, input_kind
-from moleclip.molecules import (
-    BLOCK,
-    Molecule,
-    Part,
-    Rejected,
-    find_input,
-    input_facts,
-    read_molecules,
-)
+from moleclip.molecules import BLOCK, Molecule, Rejected, find_input, input_facts, read_molecules
 from moleclip.onnxmodel import OWN, OnnxModel
-from moleclip.outputs import ResumableCsv, all_parts, join_tables, write_report
+from moleclip.outputs import ResumableCsv
+from moleclip.page import write_report
+from moleclip.parts import join_parts
 from moleclip.pictures import content_hash, is_picture, pictures_in, read_picture
 from moleclip.styles import FONTS, font_path
 from moleclip.workers import parallel, prefetch
@@ -153,26 +149,40 @@ def predict_all(model, source, output, asked, batch, drawn):
         for _, window in itertools.groupby(ahead, lambda pair: pair[0].row // size):
             window = list(window)
             results = model.predict_window(window, batch, asked.interval)
-            write_window(model, source, output, window, results)
+            atoms = explain_window(model, window, results, batch) if asked.explain else None
+            write_window(model, source, output, window, results, atoms)
             bar.update(len(window))
 
 
-def write_window(model, source, output, window, results):
+def explain_window(model, window, results, batch):
+    """Return what each atom carries of each target's prediction, [[cell, ...], ...] by row."""
+    told, count = [], len(model.targets)
+    for (_, given), result in zip(window, results):
+        if isinstance(result, Rejected):
+            told.append([])
+        else:
+            values = contributions(model, given, result[0][:count].astype(np.float64), batch)
+            told.append([cell(each) for each in values])
+    return told
+
+
+def write_window(model, source, output, window, results, atoms=None):
     """Write the lines and embeddings of a window; those of a failed row are blank and NaN."""
-    lines = []
+    lines, atoms = [], atoms or [[]] * len(window)
     embeddings = np.full((len(window), model.width), np.nan, np.float32)
     for i, ((molecule, given), result) in enumerate(zip(window, results)):
         own = source.cells(molecule)
-        lines.append(own + csv_values(model, given, result, output.facts["columns"][len(own) :]))
+        columns = output.facts["columns"][len(own) :]
+        lines.append(own + csv_values(model, given, result, columns, atoms[i]))
         if not isinstance(result, Rejected):
             embeddings[i] = result[1]
     output.write(lines, embeddings)
 
 
-def csv_values(model, given, result, columns):
+def csv_values(model, given, result, columns, atoms):
     """Return what stands in these last columns: values, nearest_training if it is there, ...
 
-    given: the row's Features.
+    given: the row's Features; atoms: cells of what atoms carry.
     """
     if isinstance(result, Rejected):
         return [""] * (len(columns) - 1) + [str(result)]
@@ -180,7 +190,7 @@ def csv_values(model, given, result, columns):
     cells += [words[int(value > 0.5)] for value, words in zip(result[0], model.classes) if words]
     if "nearest_training" in columns:
         cells.append("" if given.nearest is None else f"{given.nearest:.3f}")
-    return [*cells, given.note, ""]
+    return [*cells, *atoms, given.note, ""]
 
 
 def check_asked(model, loaded, source, asked):
@@ -198,6 +208,16 @@ def check_asked(model, loaded, source, asked):
         raise click.UsageError(
             "--resume and --part need a file: standard input can't be read twice"
         )
+
+
+def check_explain(model, loaded, given, asked):
+    """Raise click.ClickException if the file, or the input, has not what --explain needs."""
+    if given.files or asked.views > 1:
+        why = "a picture has no atoms; give SMILES" if given.files else "leave out --views"
+        raise click.ClickException(f"--explain: {why}")
+    if not loaded.targets or np.isnan(loaded.means).any():
+        why = "was exported without the mean label of training; export it again"
+        raise click.ClickException(f"{model}: {why if loaded.targets else 'predicts nothing'}")
 
 
 def check_pictures(model, loaded, given, views):
@@ -245,11 +265,12 @@ def facts_of(loaded, given, columns, batch, asked):
     """Return what --resume compares, with all "columns" of the CSV; `columns` are the numeric."""
     likeness = ["nearest_training"] if loaded.training is not None else []
     own = ["row", "smiles", "name", *given.kept.values()]
+    atoms = [f"{name}{ENDING}" for name in loaded.targets] if asked.explain else []
     return {
         "model": loaded.sha256,
         "input": given.sha256,
         "SMILES column": given.used,
-        "columns": [*own, *columns, *likeness, "note", "error"],
+        "columns": [*own, *columns, *likeness, *atoms, "note", "error"],
         "views": asked.views,
         "part": f"{asked.part.index}/{asked.part.count}",
         "batch": batch,
@@ -268,55 +289,7 @@ def drawn_rows(loaded, given, output, asked, training):
     wanted = itertools.islice(mine, output.rows, None)
     how = loaded.drawing | loaded.looks | {"views": asked.views, "pictures": bool(given.files)}
     how |= {"patch": loaded.patch, "training": training}
-    return parallel(featurize, wanted, asked.workers, **how)
-
-
-def join_parts(names, out):
-    """Join what all parts of an input gave, CSVs or embeddings, and say so."""
-    paths = all_parts(names)
-    check_output(out, *paths)
-    if paths[0].suffix != ".npy":
-        rows = join_tables(paths, out)
-    elif out.suffix == ".npy":
-        rows = join_embeddings(paths, out)
-    else:
-        raise click.ClickException(f"-o {out}: embeddings need a name that ends in .npy")
-    click.echo(f"{out}: {rows} rows of {len(paths)} parts")
-
-
-def join_embeddings(paths, out):
-    """Join the embeddings of all parts into one .npy in the order of the rows; return their number.
-
-    Raises click.ClickException if a part has not the rows that it should have.
-    """
-    parts = [Part(i, len(paths)) for i in range(1, len(paths) + 1)]
-    arrays = [read_embeddings(path) for path in paths]
-    rows = sum(map(len, arrays))
-    for path, part, array in zip(paths, parts, arrays):
-        if array.shape != (part.size(rows), arrays[0].shape[1]):
-            raise click.ClickException(f"{path}: lacks rows, or another part does")
-
-    def write(name):
-        shape = rows, arrays[0].shape[1]
-        joined = np.lib.format.open_memmap(name, "w+", "<f4", shape, version=(1, 0))
-        for part, array in zip(parts, arrays):
-            for i, block in enumerate(part.blocks(rows)):
-                its = slice(block * BLOCK, (block + 1) * BLOCK)
-                joined[its] = array[i * BLOCK : (i + 1) * BLOCK]
-
-    save_whole(out, write)
-    return rows
-
-
-def read_embeddings(path):
-    """Return embeddings as a memory map, float32 (n, width). Raises click.ClickException."""
-    try:
-        array = np.load(path, mmap_mode="r")
-        if array.dtype != np.float32 or array.ndim != 2:
-            raise ValueError
-        return array
-    except (OSError, ValueError, EOFError):
-        raise click.ClickException(f"{path}: damaged, or no embeddings of predict.py") from None
+    return parallel(explained if asked.explain else featurize, wanted, asked.workers, **how)
 
 
 @click.command()
@@ -347,6 +320,7 @@ def read_embeddings(path):
     type=click.FloatRange(0.01, 0.999),
     help="Share of molecules whose value TARGET_low and TARGET_high should hold between them.",
 )
+@click.option("--explain", is_flag=True, help="Tell how much each atom carries the prediction.")
 @click.option("--join", is_flag=True, help="Join the files of all parts instead, of --part.")
 @options.resume("Go on where an interrupted run with the same arguments ended.")
 @options.part("Predict every N-th block of 1024 rows from the I-th, for a job array.")
@@ -373,6 +347,8 @@ def main(arguments, **asked):
     columns = loaded.columns(asked.views, asked.interval) + class_columns(loaded)
     check_views(source, given, asked.views)
     check_pictures(model, loaded, given, asked.views)
+    if asked.explain:
+        check_explain(model, loaded, given, asked)
     if asked.keep_columns:
         given.keep_columns({*OWN, *columns})
     out, embeddings, html = name_outputs(asked, given.path, model)

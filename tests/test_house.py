@@ -11,7 +11,8 @@ from conftest import ROOT, STATIONS
 GROUND = [  # without torch; each may import from those before it
     *("files", "formats", "molecules", "workers", "options", "pixels"),
     *("styles", "drawing", "shards", "targets", "pictures", "graphs", "features", "electronic"),
-    *("blocks", "calibration", "session", "onnxmodel", "outputs", "spectra", "tokens"),
+    *("blocks", "calibration", "session", "onnxfacts", "onnxmodel", "explain", "outputs"),
+    *("parts", "page", "spectra", "tokens"),
     *("alignedmodel", "peaktables", "jcamp", "mzml", "spectrumfiles", "index", "hitspage"),
 ]
 UPPER = [
