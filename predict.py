@@ -33,9 +33,9 @@ from moleclip.formats import find_smiles_column, input_kind
 from moleclip.molecules import BLOCK, Molecule, Rejected, find_input, input_facts, read_molecules
 from moleclip.onnxmodel import OWN, OnnxModel
 from moleclip.outputs import ResumableCsv
-from moleclip.page import write_report
 from moleclip.parts import join_parts
 from moleclip.pictures import content_hash, is_picture, pictures_in, read_picture
+from moleclip.reportpage import write_report
 from moleclip.styles import FONTS, font_path
 from moleclip.workers import parallel, prefetch
 

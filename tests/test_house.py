@@ -12,7 +12,7 @@ GROUND = [  # without torch; each may import from those before it
     *("files", "formats", "molecules", "workers", "options", "pixels"),
     *("styles", "drawing", "shards", "targets", "pictures", "graphs", "features", "electronic"),
     *("blocks", "calibration", "session", "onnxfacts", "onnxmodel", "explain", "outputs"),
-    *("parts", "page", "spectra", "tokens"),
+    *("parts", "reportpage", "spectra", "tokens"),
     *("alignedmodel", "peaktables", "jcamp", "mzml", "spectrumfiles", "index", "hitspage"),
 ]
 UPPER = [

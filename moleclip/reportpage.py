@@ -29,7 +29,7 @@ def write_report(path, table, title, told, files, workers, **options):
     for place, name in enumerate(header):
         if name.endswith(ENDING):
             scale, maps = draw_maps(lines, place, workers)
-            data["scales"][name] = scale
+            data["scales"][name] = f"{scale:.2g}"
             first = not any(known in data["scales"] for known in header[:place])
             for row, image in zip(images, maps):
                 row[: len(row) if first else 0] = []
