@@ -28,6 +28,10 @@ class Known:
         return {"prediction": np.array([[self.tell(each)] for each in given], np.float32)}
 
 
+def values_of(cell):
+    return [float(word) for word in cell.split()]
+
+
 def told(model, smiles, **how):
     """Contributions, and the prediction."""
     given = explained(0, smiles, max_atoms=150, **how)
@@ -94,13 +98,13 @@ def test_the_table_has_what_adds_up(road, desk):
     assert [row["error"] == "" for row in rows] == [True, False, True, True]
     assert rows[1][f"{target}_atoms"] == "" and rows[0][f"{target}_atoms"].count(" ") == 2
     for row in rows[::2]:
-        values = [float(word) for word in row[f"{target}_atoms"].split()]
+        values = values_of(row[f"{target}_atoms"])
         predicted = float(row[next(c for c in row if c.startswith(target))])
         assert sum(values) == pytest.approx(predicted - model.means[0], abs=2e-3)
     assert rows[0][f"{target}_atoms"] == rows[3][f"{target}_atoms"]
     assert f"{target}_atoms" in open("a.html").read()
     invoke(predict.main, *words[:3], "-o", "b.csv", "--workers", 1, "--batch", 2)
-    again = [[float(w) for w in row[f"{target}_atoms"].split()] for row in rows_of("b.csv")]
+    again = [values_of(row[f"{target}_atoms"]) for row in rows_of("b.csv")]
     assert again[2] == pytest.approx(
         [float(w) for w in rows[2][f"{target}_atoms"].split()], abs=1e-4
     )

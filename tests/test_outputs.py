@@ -16,7 +16,7 @@ from conftest import ROOT, invoke, mistake, rows_of, small_molecules
 from drawn import figure
 
 import predict
-from moleclip import molecules, parts, reportpage
+from moleclip import molecules, reportpage
 from moleclip.onnxmodel import OnnxModel
 from moleclip.outputs import ResumableCsv
 
@@ -247,7 +247,7 @@ def test_a_name_that_ends_in_gz_is_gzipped(road, predicted, library, tmp_path, m
 def parts(road, tmp_path, monkeypatch):
     """A folder with what three parts of 700 molecules gave, some of whose names have two lines."""
     monkeypatch.setattr(molecules, "BLOCK", 256)
-    monkeypatch.setattr(parts, "BLOCK", 256)
+    monkeypatch.setattr("moleclip.parts.BLOCK", 256)
     monkeypatch.setattr(predict, "BLOCK", 256)
     with open(tmp_path / "a.csv", "w", newline="") as stream:
         lines = [[smiles, f"m{row}\n, b"] for row, smiles in enumerate(small_molecules(700))]
