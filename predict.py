@@ -4,6 +4,7 @@
     python predict.py model.onnx library.csv --keep-columns --html report.html
     python predict.py model.onnx figure.png     # a drawn molecule, or a folder of them
     python predict.py model.onnx some.csv --explain --html report.html    # atom by atom
+    python predict.py model.onnx some.csv --map map.html    # alike is near; training molecules grey
     python predict.py --join predictions-*-of-8.csv    # of --part, into predictions.csv
 
 One line comes out for every row that goes in, in the same order; a molecule that can't be read says
@@ -26,6 +27,7 @@ from tqdm import tqdm
 
 from moleclip import options
 from moleclip.calibration import LEVEL
+from moleclip.embeddingmap import EmbeddingMap, neighbours_kept, write_map
 from moleclip.explain import ENDING, cell, contributions, explained
 from moleclip.features import featurize
 from moleclip.files import check_output, final_path, kept_columns
@@ -35,7 +37,7 @@ from moleclip.onnxmodel import OWN, OnnxModel
 from moleclip.outputs import ResumableCsv
 from moleclip.parts import join_parts
 from moleclip.pictures import content_hash, is_picture, pictures_in, read_picture
-from moleclip.reportpage import write_report
+from moleclip.reportpage import REPORTED, write_report
 from moleclip.styles import FONTS, font_path
 from moleclip.workers import parallel, prefetch
 
@@ -137,6 +139,11 @@ def class_columns(model):
     return [f"{name}_class" for name, words in zip(model.targets, model.classes) if words]
 
 
+def atom_columns(model, asked):
+    """Return the names of the columns that --explain adds."""
+    return [f"{name}{ENDING}" for name in model.targets] if asked.explain else []
+
+
 def predict_all(model, source, output, asked, batch, drawn):
     """Predict and write what is drawn of a source's part, window by window, while more is drawn.
 
@@ -210,6 +217,34 @@ def check_asked(model, loaded, source, asked):
         )
 
 
+def check_map(model, loaded, asked):
+    """Raise click.ClickException if the file has no map. It needs the embeddings, a file, too."""
+    if not loaded.width:
+        raise click.ClickException(
+            f"{model}: an ensemble, or a model of fingerprints alone, has no embedding for --map"
+        )
+    if asked.map_by == "pca" and loaded.map is None:
+        why = "was exported without a map of its training molecules"
+        raise click.ClickException(f"{model}: {why}; export it again, or --map-by tsne")
+    asked.embeddings = asked.embeddings or asked.map.with_suffix(".npy")
+
+
+def draw_map(loaded, model, out, named, given, asked):
+    """Write the map of a finished run. named: the paths of embeddings and map."""
+    embeddings, path = named
+    found, training = np.load(embeddings, mmap_mode="r")[:REPORTED], np.zeros((0, 2), np.float32)
+    if asked.map_by == "tsne":
+        places = neighbours_kept(np.array(found))
+    else:
+        lying = EmbeddingMap(model, loaded.map)
+        places, training = lying.locate(found), lying.places
+    title = f"{', '.join(loaded.targets) or 'Molecules'} of {Path(given.path).name}, by likeness"
+    target = next(iter(loaded.columns(asked.views, asked.interval) if loaded.targets else []), None)
+    how = (target, given.files, asked.workers)
+    shown = write_map(path, out, places, training, title, *how, **loaded.drawing)
+    click.echo(f"{path}: {shown} molecules, near where the model sees them alike")
+
+
 def check_explain(model, loaded, given, asked):
     """Raise click.ClickException if the file, or the input, has not what --explain needs."""
     if given.files or asked.views > 1:
@@ -234,22 +269,33 @@ def check_pictures(model, loaded, given, views):
         click.echo(f"{given.path}: {says}", err=True)
 
 
-def check_views(source, given, views):
+def check_input(model, loaded, given, asked):
+    """Raise click.ClickException if this model can't give what is asked for of this input."""
+    check_views(given, asked.views)
+    check_pictures(model, loaded, given, asked.views)
+    if asked.explain:
+        check_explain(model, loaded, given, asked)
+    if asked.map:
+        check_map(model, loaded, asked)
+
+
+def check_views(given, views):
     """Raise click.ClickException if there are no other drawings to predict from."""
     if given.files and views > 1:
         raise click.ClickException(
-            f"{source}: --views needs SMILES, of which other drawings can be made"
+            f"{given.path}: --views needs SMILES, of which other drawings can be made"
         )
     for font in FONTS if views > 1 else ():
         font_path(font)
 
 
 def name_outputs(asked, *inputs):
-    """Return the paths of CSV, embeddings and page of this part, None for what isn't wanted.
+    """Return the paths of CSV, embeddings, page and map of this part, None for what isn't wanted.
 
     Raises click.ClickException for one that can't be written.
     """
-    named = [path and asked.part.named(path) for path in (asked.out, asked.embeddings, asked.html)]
+    every = asked.out, asked.embeddings, asked.html, asked.map
+    named = [path and asked.part.named(path) for path in every]
     for path in filter(None, named):
         check_output(path, *inputs)
     named = [path and final_path(path) for path in named]
@@ -265,7 +311,7 @@ def facts_of(loaded, given, columns, batch, asked):
     """Return what --resume compares, with all "columns" of the CSV; `columns` are the numeric."""
     likeness = ["nearest_training"] if loaded.training is not None else []
     own = ["row", "smiles", "name", *given.kept.values()]
-    atoms = [f"{name}{ENDING}" for name in loaded.targets] if asked.explain else []
+    atoms = atom_columns(loaded, asked)
     return {
         "model": loaded.sha256,
         "input": given.sha256,
@@ -321,6 +367,8 @@ def drawn_rows(loaded, given, output, asked, training):
     help="Share of molecules whose value TARGET_low and TARGET_high should hold between them.",
 )
 @click.option("--explain", is_flag=True, help="Tell how much each atom carries the prediction.")
+@click.option("--map", type=click.Path(path_type=Path), help="Draw which are alike: .html or .png.")
+@options.shown("--map-by", "pca", "What the map keeps.", type=click.Choice(["pca", "tsne"]))
 @click.option("--join", is_flag=True, help="Join the files of all parts instead, of --part.")
 @options.resume("Go on where an interrupted run with the same arguments ended.")
 @options.part("Predict every N-th block of 1024 rows from the I-th, for a job array.")
@@ -345,13 +393,10 @@ def main(arguments, **asked):
     check_asked(model, loaded, source, asked)
     given = open_source(source, asked.smiles_column)
     columns = loaded.columns(asked.views, asked.interval) + class_columns(loaded)
-    check_views(source, given, asked.views)
-    check_pictures(model, loaded, given, asked.views)
-    if asked.explain:
-        check_explain(model, loaded, given, asked)
+    check_input(model, loaded, given, asked)
     if asked.keep_columns:
-        given.keep_columns({*OWN, *columns})
-    out, embeddings, html = name_outputs(asked, given.path, model)
+        given.keep_columns({*OWN, *columns, *atom_columns(loaded, asked)})
+    out, embeddings, html, lying = name_outputs(asked, given.path, model)
     for notice in filter(None, (loaded.notice, loaded.slow(), no_interval(loaded, asked))):
         click.echo(notice, err=True)
     batch = asked.batch or loaded.batch
@@ -367,6 +412,8 @@ def main(arguments, **asked):
         told = targets, loaded.ends(asked.interval), asked.interval
         write_report(html, out, title, told, given.files, asked.workers, **loaded.drawing)
         click.echo(f"{html}: {html.stat().st_size / 1e6:.1f} MB, open it in a browser")
+    if lying:
+        draw_map(loaded, model, out, (embeddings, lying), given, asked)
 
 
 def no_interval(loaded, asked):

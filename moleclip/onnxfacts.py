@@ -13,19 +13,22 @@ from moleclip.features import BITS, RADIUS, pack_text, unpack_text
 from moleclip.session import are_known
 
 FORMAT = 1  # newest format of metadata that this version understands
-FACTS, TRAINING = "moleclip", "moleclip_sketch"  # names of the metadata; a sketch: fingerprints
+# Names of the metadata; a sketch: fingerprints.
+FACTS, TRAINING, MAP = "moleclip", "moleclip_sketch", "moleclip_map"
 
 
-def metadata_props(facts, training=None, molecules=0):
+def metadata_props(facts, training=None, molecules=0, lying=None):
     """Return the metadata of a model.onnx, {name: text}, from plain facts of the model.
 
-    training: fingerprints, uint8 (n, 256), of the distinct ones among so many molecules, or None.
+    training: fingerprints, uint8 (n, 256), of the distinct ones among so many molecules, or None;
+    lying: the text of `principal_axes`, where they lie, or None.
     """
     said = None
     if training is not None:
         said = {"molecules": len(training), "of": molecules, "bits": BITS, "radius": RADIUS}
     props = {FACTS: json.dumps({"format": FORMAT} | facts | {"sketch": said})}
-    return props | ({} if training is None else {TRAINING: pack_text(training)})
+    props |= {} if training is None else {TRAINING: pack_text(training)}
+    return props | ({MAP: lying} if lying else {})
 
 
 def read_metadata(path, session):

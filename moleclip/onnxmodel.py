@@ -18,7 +18,7 @@ import numpy as np
 from moleclip.calibration import LEVEL, half_widths
 from moleclip.features import BITS, featurize
 from moleclip.molecules import Rejected
-from moleclip.onnxfacts import means_of, read_metadata, told_by_runs
+from moleclip.onnxfacts import MAP, means_of, read_metadata, told_by_runs
 from moleclip.session import feed, open_session
 from moleclip.workers import try_item
 
@@ -44,6 +44,7 @@ class OnnxModel:
             )
         self.session, self.notice = open_session(path, provider)
         self.facts, self.training = read_metadata(path, self.session)
+        self.map = self.session.get_modelmeta().custom_metadata_map.get(MAP)  # its text, or None
         self.outputs = {output.name: output.shape[1] for output in self.session.get_outputs()}
         self.inputs = [given.name for given in self.session.get_inputs()]
         self.targets, self.width = self.facts["targets"], self.outputs.get("embedding", 0)

@@ -12,14 +12,14 @@ GROUND = [  # without torch; each may import from those before it
     *("files", "formats", "molecules", "workers", "options", "pixels"),
     *("styles", "drawing", "shards", "targets", "pictures", "graphs", "features", "electronic"),
     *("blocks", "calibration", "session", "onnxfacts", "onnxmodel", "explain", "outputs"),
-    *("parts", "reportpage", "spectra", "tokens"),
+    *("parts", "reportpage", "embeddingmap", "spectra", "tokens"),
     *("alignedmodel", "peaktables", "jcamp", "mzml", "spectrumfiles", "index", "hitspage"),
 ]
 UPPER = [
     *("device", "augment", "encoder", "gin", "embedder", "weights", "encoders", "seen", "pairs"),
     *("losses", "trainstate", "labels", "splits", "table", "metrics", "training", "gp", "forest"),
-    *("model", "deploy", "heads", "choice", "results", "plots", "runs", "grid", "stages"),
-    *("experiment", "transformer", "queries", "dense", "aligned"),
+    *("model", "deploy", "trained", "heads", "choice", "results", "plots", "runs", "grid"),
+    *("stages", "experiment", "transformer", "queries", "dense", "aligned"),
     *("pairtable", "alignscores", "alignstate", "alignedfile"),
 ]
 FLOORS = GROUND + UPPER
