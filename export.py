@@ -11,7 +11,6 @@ that predict.py can tell a molecule that is unlike them all. It is checked again
 molecules before it gets its name.
 """
 
-import csv
 import logging
 import tempfile
 from pathlib import Path
@@ -21,13 +20,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from rdkit import Chem, rdBase
-from tqdm import tqdm
+from rdkit import rdBase
 
 from moleclip import options
 from moleclip.alignedfile import export_aligned, is_aligned
 from moleclip.deploy import (
     Deployed,
+    as_tensors,
     combine,
     drawing,
     intervals_of,
@@ -37,18 +36,18 @@ from moleclip.deploy import (
     traced,
 )
 from moleclip.encoders import restore_encoders
-from moleclip.features import featurize, pack_fingerprint
+from moleclip.features import featurize
 from moleclip.files import check_output, save_whole
 from moleclip.model import FrozenModel
 from moleclip.molecules import Rejected
-from moleclip.onnxmodel import metadata_props
+from moleclip.onnxfacts import metadata_props
 from moleclip.session import feed
+from moleclip.trained import table_beside, training_fingerprints, training_map, training_means
 from moleclip.weights import load_checkpoint, load_encoder
 from moleclip.workers import try_item
 
 LARGEST = 1.9e9  # bytes: a file of ONNX's kind ends at 2 GiB
 BYTES = {"fp32": 4, "fp16": 2, "int8": 4}  # of a weight while the file is made
-MAX_FINGERPRINTS = 10_000  # training molecules; each takes some 90 bytes in the file
 # What a file may differ from PyTorch's fp32: worst and mean difference of a prediction, of the
 # label's scale (its standard deviation in training; 1 for a probability), and the smallest cosine
 # of an embedding. fp32 differs by the order of sums only. The others must stay far below what a
@@ -143,36 +142,6 @@ def describe_run(checkpoint):
     return {key: checkpoint.get(key) for key in told} | {"training": training}
 
 
-def table_beside(path):
-    """Return the rows of the predictions.csv beside a model.pt as dicts, [] if it can't be read."""
-    path, coding = path.with_name("predictions.csv"), {"encoding": "utf-8", "newline": ""}
-    try:
-        with open(path, errors="surrogateescape", **coding) as stream:
-            return [line for line in csv.DictReader(stream) if line.get("smiles")]
-    except (OSError, csv.Error):
-        return []
-
-
-def training_fingerprints(tables, parts=("train",)):
-    """Return (fingerprints, number of molecules) of the training rows of the runs, or (None, 0).
-
-    parts: of the split, that were learned from.
-
-    fingerprints: the distinct ones of MAX_FINGERPRINTS molecules at most, uint8 (n, 256). An
-    ensemble's are of what any member has seen.
-    """
-    trained = (line for table in tables for line in table if line.get("split") in parts)
-    smiles = sorted({line["smiles"] for line in trained})
-    kept = smiles
-    if len(smiles) > MAX_FINGERPRINTS:
-        chosen = np.random.default_rng(0).permutation(len(smiles))[:MAX_FINGERPRINTS]
-        kept = [smiles[i] for i in np.sort(chosen)]
-    bar = tqdm(kept, desc="fingerprints", disable=None, leave=False)
-    molecules = [Chem.MolFromSmiles(text) for text in bar]
-    packed = [pack_fingerprint(molecule) for molecule in molecules if molecule is not None]
-    return (np.unique(np.stack(packed), axis=0), len(smiles)) if packed else (None, 0)
-
-
 def to_onnx(deployed, precision):
     """Return the ONNX model, with a dynamic batch."""
     # A batch of 1 as the example would be burnt into the graph, hence 2.
@@ -216,14 +185,6 @@ def probes(smiles=PROBES):
     how = {"counts": True, "graph": True}
     found = [try_item(featurize, row, text, "", how) for row, text in enumerate(smiles)]
     return [each for each in found if not isinstance(each, Rejected)]
-
-
-def as_tensors(deployed, given):
-    """Return what a model is given of a list of Features, in the order of its inputs."""
-    counts = np.stack([each.counts for each in given])
-    graphs = [each.graph for each in given]
-    arrays = feed(deployed.inputs, [each.streams[0] for each in given], counts, graphs)
-    return [torch.from_numpy(arrays[name]) for name in deployed.inputs]
 
 
 def probe_pictures(smiles=PROBES):
@@ -366,7 +327,10 @@ def main(runs, out, precision, encoder_only, no_fingerprints, force):
     lines = [line["smiles"] for table in tables for line in table]
     given = probes([*PROBES, *lines[:: max(1, len(lines) // 24)][:24]])
     facts = describe(deployed, checkpoints, precision)
-    props = metadata_props(facts, training, molecules)
+    for run, table, checkpoint in zip(facts["runs"], tables, checkpoints):
+        run["means"] = training_means(table, checkpoint, parts)
+    lying = training_map(deployed, tables, parts, facts["render"]) if training is not None else None
+    props = metadata_props(facts, training, molecules, lying)
     found = save_checked(out, deployed, precision, props, given, force)
     print_summary(out, facts, found)
     if training is not None:

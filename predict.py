@@ -3,6 +3,8 @@
     python predict.py model.onnx smiles.txt     # predictions.csv
     python predict.py model.onnx library.csv --keep-columns --html report.html
     python predict.py model.onnx figure.png     # a drawn molecule, or a folder of them
+    python predict.py model.onnx some.csv --explain --html report.html    # atom by atom
+    python predict.py model.onnx some.csv --map map.html    # alike is near; training molecules grey
     python predict.py --join predictions-*-of-8.csv    # of --part, into predictions.csv
 
 One line comes out for every row that goes in, in the same order; a molecule that can't be read says
@@ -25,21 +27,17 @@ from tqdm import tqdm
 
 from moleclip import options
 from moleclip.calibration import LEVEL
+from moleclip.embeddingmap import EmbeddingMap, neighbours_kept, write_map
+from moleclip.explain import ENDING, cell, contributions, explained
 from moleclip.features import featurize
-from moleclip.files import check_output, final_path, kept_columns, save_whole
+from moleclip.files import check_output, final_path, kept_columns
 from moleclip.formats import find_smiles_column, input_kind
-from moleclip.molecules import (
-    BLOCK,
-    Molecule,
-    Part,
-    Rejected,
-    find_input,
-    input_facts,
-    read_molecules,
-)
+from moleclip.molecules import BLOCK, Molecule, Rejected, find_input, input_facts, read_molecules
 from moleclip.onnxmodel import OWN, OnnxModel
-from moleclip.outputs import ResumableCsv, all_parts, join_tables, write_report
+from moleclip.outputs import ResumableCsv
+from moleclip.parts import join_parts
 from moleclip.pictures import content_hash, is_picture, pictures_in, read_picture
+from moleclip.reportpage import REPORTED, write_report
 from moleclip.styles import FONTS, font_path
 from moleclip.workers import parallel, prefetch
 
@@ -141,6 +139,11 @@ def class_columns(model):
     return [f"{name}_class" for name, words in zip(model.targets, model.classes) if words]
 
 
+def atom_columns(model, asked):
+    """Return the names of the columns that --explain adds."""
+    return [f"{name}{ENDING}" for name in model.targets] if asked.explain else []
+
+
 def predict_all(model, source, output, asked, batch, drawn):
     """Predict and write what is drawn of a source's part, window by window, while more is drawn.
 
@@ -153,26 +156,40 @@ def predict_all(model, source, output, asked, batch, drawn):
         for _, window in itertools.groupby(ahead, lambda pair: pair[0].row // size):
             window = list(window)
             results = model.predict_window(window, batch, asked.interval)
-            write_window(model, source, output, window, results)
+            atoms = explain_window(model, window, results, batch) if asked.explain else None
+            write_window(model, source, output, window, results, atoms)
             bar.update(len(window))
 
 
-def write_window(model, source, output, window, results):
+def explain_window(model, window, results, batch):
+    """Return what each atom carries of each target's prediction, [[cell, ...], ...] by row."""
+    told, count = [], len(model.targets)
+    for (_, given), result in zip(window, results):
+        if isinstance(result, Rejected):
+            told.append([])
+        else:
+            values = contributions(model, given, result[0][:count].astype(np.float64), batch)
+            told.append([cell(each) for each in values])
+    return told
+
+
+def write_window(model, source, output, window, results, atoms=None):
     """Write the lines and embeddings of a window; those of a failed row are blank and NaN."""
-    lines = []
+    lines, atoms = [], atoms or [[]] * len(window)
     embeddings = np.full((len(window), model.width), np.nan, np.float32)
     for i, ((molecule, given), result) in enumerate(zip(window, results)):
         own = source.cells(molecule)
-        lines.append(own + csv_values(model, given, result, output.facts["columns"][len(own) :]))
+        columns = output.facts["columns"][len(own) :]
+        lines.append(own + csv_values(model, given, result, columns, atoms[i]))
         if not isinstance(result, Rejected):
             embeddings[i] = result[1]
     output.write(lines, embeddings)
 
 
-def csv_values(model, given, result, columns):
+def csv_values(model, given, result, columns, atoms):
     """Return what stands in these last columns: values, nearest_training if it is there, ...
 
-    given: the row's Features.
+    given: the row's Features; atoms: cells of what atoms carry.
     """
     if isinstance(result, Rejected):
         return [""] * (len(columns) - 1) + [str(result)]
@@ -180,7 +197,7 @@ def csv_values(model, given, result, columns):
     cells += [words[int(value > 0.5)] for value, words in zip(result[0], model.classes) if words]
     if "nearest_training" in columns:
         cells.append("" if given.nearest is None else f"{given.nearest:.3f}")
-    return [*cells, given.note, ""]
+    return [*cells, *atoms, given.note, ""]
 
 
 def check_asked(model, loaded, source, asked):
@@ -200,6 +217,44 @@ def check_asked(model, loaded, source, asked):
         )
 
 
+def check_map(model, loaded, asked):
+    """Raise click.ClickException if the file has no map. It needs the embeddings, a file, too."""
+    if not loaded.width:
+        raise click.ClickException(
+            f"{model}: an ensemble, or a model of fingerprints alone, has no embedding for --map"
+        )
+    if asked.map_by == "pca" and loaded.map is None:
+        why = "was exported without a map of its training molecules"
+        raise click.ClickException(f"{model}: {why}; export it again, or --map-by tsne")
+    asked.embeddings = asked.embeddings or asked.map.with_suffix(".npy")
+
+
+def draw_map(loaded, model, out, named, given, asked):
+    """Write the map of a finished run. named: the paths of embeddings and map."""
+    embeddings, path = named
+    found, training = np.load(embeddings, mmap_mode="r")[:REPORTED], np.zeros((0, 2), np.float32)
+    if asked.map_by == "tsne":
+        places = neighbours_kept(np.array(found))
+    else:
+        lying = EmbeddingMap(model, loaded.map)
+        places, training = lying.locate(found), lying.places
+    title = f"{', '.join(loaded.targets) or 'Molecules'} of {Path(given.path).name}, by likeness"
+    target = next(iter(loaded.columns(asked.views, asked.interval) if loaded.targets else []), None)
+    how = (target, given.files, asked.workers)
+    shown = write_map(path, out, places, training, title, *how, **loaded.drawing)
+    click.echo(f"{path}: {shown} molecules, near where the model sees them alike")
+
+
+def check_explain(model, loaded, given, asked):
+    """Raise click.ClickException if the file, or the input, has not what --explain needs."""
+    if given.files or asked.views > 1:
+        why = "a picture has no atoms; give SMILES" if given.files else "leave out --views"
+        raise click.ClickException(f"--explain: {why}")
+    if not loaded.targets or np.isnan(loaded.means).any():
+        why = "was exported without the mean label of training; export it again"
+        raise click.ClickException(f"{model}: {why if loaded.targets else 'predicts nothing'}")
+
+
 def check_pictures(model, loaded, given, views):
     """Refuse pictures where the model needs more than them; say so where it has another head."""
     looks = "looks at graphs" if "atoms" in loaded.inputs else "looks at fingerprints alone"
@@ -214,22 +269,33 @@ def check_pictures(model, loaded, given, views):
         click.echo(f"{given.path}: {says}", err=True)
 
 
-def check_views(source, given, views):
+def check_input(model, loaded, given, asked):
+    """Raise click.ClickException if this model can't give what is asked for of this input."""
+    check_views(given, asked.views)
+    check_pictures(model, loaded, given, asked.views)
+    if asked.explain:
+        check_explain(model, loaded, given, asked)
+    if asked.map:
+        check_map(model, loaded, asked)
+
+
+def check_views(given, views):
     """Raise click.ClickException if there are no other drawings to predict from."""
     if given.files and views > 1:
         raise click.ClickException(
-            f"{source}: --views needs SMILES, of which other drawings can be made"
+            f"{given.path}: --views needs SMILES, of which other drawings can be made"
         )
     for font in FONTS if views > 1 else ():
         font_path(font)
 
 
 def name_outputs(asked, *inputs):
-    """Return the paths of CSV, embeddings and page of this part, None for what isn't wanted.
+    """Return the paths of CSV, embeddings, page and map of this part, None for what isn't wanted.
 
     Raises click.ClickException for one that can't be written.
     """
-    named = [path and asked.part.named(path) for path in (asked.out, asked.embeddings, asked.html)]
+    every = asked.out, asked.embeddings, asked.html, asked.map
+    named = [path and asked.part.named(path) for path in every]
     for path in filter(None, named):
         check_output(path, *inputs)
     named = [path and final_path(path) for path in named]
@@ -245,11 +311,12 @@ def facts_of(loaded, given, columns, batch, asked):
     """Return what --resume compares, with all "columns" of the CSV; `columns` are the numeric."""
     likeness = ["nearest_training"] if loaded.training is not None else []
     own = ["row", "smiles", "name", *given.kept.values()]
+    atoms = atom_columns(loaded, asked)
     return {
         "model": loaded.sha256,
         "input": given.sha256,
         "SMILES column": given.used,
-        "columns": [*own, *columns, *likeness, "note", "error"],
+        "columns": [*own, *columns, *likeness, *atoms, "note", "error"],
         "views": asked.views,
         "part": f"{asked.part.index}/{asked.part.count}",
         "batch": batch,
@@ -268,55 +335,7 @@ def drawn_rows(loaded, given, output, asked, training):
     wanted = itertools.islice(mine, output.rows, None)
     how = loaded.drawing | loaded.looks | {"views": asked.views, "pictures": bool(given.files)}
     how |= {"patch": loaded.patch, "training": training}
-    return parallel(featurize, wanted, asked.workers, **how)
-
-
-def join_parts(names, out):
-    """Join what all parts of an input gave, CSVs or embeddings, and say so."""
-    paths = all_parts(names)
-    check_output(out, *paths)
-    if paths[0].suffix != ".npy":
-        rows = join_tables(paths, out)
-    elif out.suffix == ".npy":
-        rows = join_embeddings(paths, out)
-    else:
-        raise click.ClickException(f"-o {out}: embeddings need a name that ends in .npy")
-    click.echo(f"{out}: {rows} rows of {len(paths)} parts")
-
-
-def join_embeddings(paths, out):
-    """Join the embeddings of all parts into one .npy in the order of the rows; return their number.
-
-    Raises click.ClickException if a part has not the rows that it should have.
-    """
-    parts = [Part(i, len(paths)) for i in range(1, len(paths) + 1)]
-    arrays = [read_embeddings(path) for path in paths]
-    rows = sum(map(len, arrays))
-    for path, part, array in zip(paths, parts, arrays):
-        if array.shape != (part.size(rows), arrays[0].shape[1]):
-            raise click.ClickException(f"{path}: lacks rows, or another part does")
-
-    def write(name):
-        shape = rows, arrays[0].shape[1]
-        joined = np.lib.format.open_memmap(name, "w+", "<f4", shape, version=(1, 0))
-        for part, array in zip(parts, arrays):
-            for i, block in enumerate(part.blocks(rows)):
-                its = slice(block * BLOCK, (block + 1) * BLOCK)
-                joined[its] = array[i * BLOCK : (i + 1) * BLOCK]
-
-    save_whole(out, write)
-    return rows
-
-
-def read_embeddings(path):
-    """Return embeddings as a memory map, float32 (n, width). Raises click.ClickException."""
-    try:
-        array = np.load(path, mmap_mode="r")
-        if array.dtype != np.float32 or array.ndim != 2:
-            raise ValueError
-        return array
-    except (OSError, ValueError, EOFError):
-        raise click.ClickException(f"{path}: damaged, or no embeddings of predict.py") from None
+    return parallel(explained if asked.explain else featurize, wanted, asked.workers, **how)
 
 
 @click.command()
@@ -347,6 +366,9 @@ def read_embeddings(path):
     type=click.FloatRange(0.01, 0.999),
     help="Share of molecules whose value TARGET_low and TARGET_high should hold between them.",
 )
+@click.option("--explain", is_flag=True, help="Tell how much each atom carries the prediction.")
+@click.option("--map", type=click.Path(path_type=Path), help="Draw which are alike: .html or .png.")
+@options.shown("--map-by", "pca", "What the map keeps.", type=click.Choice(["pca", "tsne"]))
 @click.option("--join", is_flag=True, help="Join the files of all parts instead, of --part.")
 @options.resume("Go on where an interrupted run with the same arguments ended.")
 @options.part("Predict every N-th block of 1024 rows from the I-th, for a job array.")
@@ -371,11 +393,10 @@ def main(arguments, **asked):
     check_asked(model, loaded, source, asked)
     given = open_source(source, asked.smiles_column)
     columns = loaded.columns(asked.views, asked.interval) + class_columns(loaded)
-    check_views(source, given, asked.views)
-    check_pictures(model, loaded, given, asked.views)
+    check_input(model, loaded, given, asked)
     if asked.keep_columns:
-        given.keep_columns({*OWN, *columns})
-    out, embeddings, html = name_outputs(asked, given.path, model)
+        given.keep_columns({*OWN, *columns, *atom_columns(loaded, asked)})
+    out, embeddings, html, lying = name_outputs(asked, given.path, model)
     for notice in filter(None, (loaded.notice, loaded.slow(), no_interval(loaded, asked))):
         click.echo(notice, err=True)
     batch = asked.batch or loaded.batch
@@ -391,6 +412,8 @@ def main(arguments, **asked):
         told = targets, loaded.ends(asked.interval), asked.interval
         write_report(html, out, title, told, given.files, asked.workers, **loaded.drawing)
         click.echo(f"{html}: {html.stat().st_size / 1e6:.1f} MB, open it in a browser")
+    if lying:
+        draw_map(loaded, model, out, (embeddings, lying), given, asked)
 
 
 def no_interval(loaded, asked):

@@ -19,8 +19,8 @@ import onnxruntime
 
 from moleclip.files import one_line
 from moleclip.graphs import BLANK, fragment_counts, join
-from moleclip.onnxmodel import FACTS as OF_MODELS
-from moleclip.onnxmodel import check_format
+from moleclip.onnxfacts import FACTS as OF_MODELS
+from moleclip.onnxfacts import check_format
 from moleclip.pixels import SIZE
 from moleclip.session import open_session
 from moleclip.spectra import MODALITIES, NAMES, NMR, peak_distance, to_vector, vector_width

@@ -14,7 +14,7 @@ from moleclip.encoders import parts_of
 from moleclip.model import FrozenModel, load_model, same_encoder, same_weights, why_unlike
 from moleclip.molecules import MAX_ATOMS
 from moleclip.pixels import SIZE
-from moleclip.session import INPUTS
+from moleclip.session import INPUTS, feed
 
 OPSET = 20
 
@@ -279,3 +279,11 @@ def learned_parts(checkpoint):
     """Return the parts of the split that a model learned from: train, or train and val."""
     kinds = [state["kind"] for state in checkpoint.get("heads", ())]
     return ("train", "val") if kinds and kinds[0] != "mlp" else ("train",)
+
+
+def as_tensors(deployed, given):
+    """Return what a model is given of a list of Features, in the order of its inputs."""
+    counts = np.stack([each.counts for each in given])
+    graphs = [each.graph for each in given]
+    arrays = feed(deployed.inputs, [each.streams[0] for each in given], counts, graphs)
+    return [torch.from_numpy(arrays[name]) for name in deployed.inputs]

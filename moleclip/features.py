@@ -240,6 +240,7 @@ class Features(NamedTuple):
     note: str = ""  # what makes its prediction worth less
     counts: np.ndarray | None = None  # ECFP counts, uint8 (2048,), where the model looks at them
     graph: Graph | None = None  # where the model looks at it
+    hidden: list | None = None  # Features without each atom in turn: see explain.py
 
 
 def featurize(

@@ -3,15 +3,12 @@
 Inputs, by what the model looks at: `images`, uint8 (batch, 224, 224, 3) RGB; `atoms`, `bonds`,
 `kinds`, `owner`, `counts`, the fields of Graphs; `fingerprint`, ECFP counts, uint8 (batch, 2048).
 Outputs `embedding`, `prediction`, `spread`, and `prediction_picture`,
-`spread_picture` for pictures without a fingerprint, those that it has. Two texts of metadata: facts
-in JSON, and fingerprints of the training molecules.
+`spread_picture` for pictures without a fingerprint, those that it has. Metadata: onnxfacts.py.
 """
 
 import hashlib
 import itertools
-import json
 import tempfile
-import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,88 +16,15 @@ import click
 import numpy as np
 
 from moleclip.calibration import LEVEL, half_widths
-from moleclip.features import BITS, RADIUS, featurize, pack_text, unpack_text
+from moleclip.features import BITS, featurize
 from moleclip.molecules import Rejected
-from moleclip.session import are_known, feed, open_session
+from moleclip.onnxfacts import MAP, means_of, read_metadata, told_by_runs
+from moleclip.session import feed, open_session
 from moleclip.workers import try_item
 
 OWN = ("row", "smiles", "name", "nearest_training", "note", "error")  # columns of predictions.csv
 # In one call. A small batch of pictures stays in a CPU's cache, and its pictures have like ink.
 BATCH, GRAPHS = {"CPU": 8, "CUDA": 64}, 256
-FORMAT = 1  # newest format of metadata that this version understands
-FACTS, TRAINING = "moleclip", "moleclip_sketch"  # names of the metadata; a sketch: fingerprints
-
-
-def metadata_props(facts, training=None, molecules=0):
-    """Return the metadata of a model.onnx, {name: text}, from plain facts of the model.
-
-    training: fingerprints, uint8 (n, 256), of the distinct ones among so many molecules, or None.
-    """
-    said = None
-    if training is not None:
-        said = {"molecules": len(training), "of": molecules, "bits": BITS, "radius": RADIUS}
-    props = {FACTS: json.dumps({"format": FORMAT} | facts | {"sketch": said})}
-    return props | ({} if training is None else {TRAINING: pack_text(training)})
-
-
-def read_metadata(path, session):
-    """Return (facts, training fingerprints, uint8 (n, 256), or None) of an opened model.
-
-    Raises click.ClickException if export.py did not write it, or a newer one did.
-    """
-    props = session.get_modelmeta().custom_metadata_map
-    outputs = {output.name: output for output in session.get_outputs()}
-    check_signature(path, session, props, outputs)
-    try:
-        facts = json.loads(props[FACTS])
-        check_format(path, facts, FORMAT)
-        width = outputs["prediction"].shape[1] if "prediction" in outputs else 0
-        named = [type(name) for name in facts["targets"]] == [str] * width
-        if not named or type(facts["render"]["max_atoms"]) is not int:
-            raise ValueError
-        units, classes = told_by_runs(facts, "units", ""), told_by_runs(facts, "classes", [])
-        if {*map(type, units)} - {str} or {*map(len, classes)} - {0, 2}:
-            raise ValueError
-        return facts, unpack_text(props[TRAINING]) if TRAINING in props else None
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, zlib.error):
-        raise click.ClickException(
-            f"{path}: its metadata {FACTS!r} is damaged or not export.py's; export it again"
-        ) from None
-
-
-def check_format(path, facts, newest):
-    """Raise click.ClickException for metadata of a later version than that which is read here."""
-    if facts["format"] > newest:
-        made = f"format {facts['format']}, this one reads {newest}"
-        raise click.ClickException(f"{path}: was exported by a newer moleclip ({made}); update")
-
-
-def told_by_runs(facts, key, blank):
-    """Return what the runs tell of each target under a key, such as its unit.
-
-    `blank` where they tell nothing: older ones do, and an ensemble whose members differ.
-    """
-    told = [run.get(key) or [blank] * len(run["targets"]) for run in facts.get("runs", [])]
-    if facts.get("kind") == "ensemble":
-        told = told[:1] if all(each == told[0] for each in told) else []
-    told = [each for one in told for each in one]
-    return told if len(told) == len(facts["targets"]) else [blank] * len(facts["targets"])
-
-
-def check_signature(path, session, props, outputs):
-    """Raise click.ClickException if a model has not the metadata, inputs and outputs of ours."""
-    missing = []
-    if FACTS not in props:
-        missing.append(f"the metadata {FACTS!r} with target names and drawing options")
-    if not are_known(session.get_inputs()):
-        missing.append("an input 'images', uint8 (batch, 224, 224, 3)")
-    if not {"prediction", "embedding"} & set(outputs):
-        missing.append("an output 'prediction' or 'embedding'")
-    if missing:
-        raise click.ClickException(
-            f"{path}: not exported by moleclip: it lacks {' and '.join(missing)}; "
-            "export it with export.py"
-        )
 
 
 class OnnxModel:
@@ -109,7 +33,8 @@ class OnnxModel:
     facts: its metadata; training: fingerprints of its training molecules, uint8 (n, 256), or None;
     inputs: names; outputs: {name: width}; width: the embedding's, or 0; device: "CPU" or "CUDA";
     batch: molecules in a call; notice: why it runs where it runs, or "". Of each target: units, ""
-    where none is known; classes, the words of 0 and 1, or []. Raises click.ClickException.
+    where none is known; classes, the words of 0 and 1, or []; means, of training, or NaN. Raises
+    click.ClickException.
     """
 
     def __init__(self, path, provider="auto"):
@@ -119,11 +44,13 @@ class OnnxModel:
             )
         self.session, self.notice = open_session(path, provider)
         self.facts, self.training = read_metadata(path, self.session)
+        self.map = self.session.get_modelmeta().custom_metadata_map.get(MAP)  # its text, or None
         self.outputs = {output.name: output.shape[1] for output in self.session.get_outputs()}
         self.inputs = [given.name for given in self.session.get_inputs()]
         self.targets, self.width = self.facts["targets"], self.outputs.get("embedding", 0)
         self.units = told_by_runs(self.facts, "units", "")
         self.classes = told_by_runs(self.facts, "classes", [])
+        self.means = means_of(self.facts)
         self.device = self.session.get_providers()[0].removesuffix("ExecutionProvider")
         self.batch = GRAPHS if self.inputs[0] == "atoms" else BATCH.get(self.device, 64)
         with open(path, "rb") as stream:
@@ -192,6 +119,15 @@ class OnnxModel:
             found[name] = found[f"{name}_picture"]
         return found
 
+    def run_on(self, given, views=None):
+        """Return `run` of a list of Features: of their plain drawings, or of a view of each."""
+        streams, more = [each.streams[v] for each, v in zip(given, views or [0] * len(given))], {}
+        if given[0].counts is not None:
+            more["counts"] = np.stack([each.counts for each in given])
+        if given[0].graph is not None:
+            more["graphs"] = [each.graph for each in given]
+        return self.run(streams, **more)
+
     def predict_window(self, window, batch, level=LEVEL):
         """Return one entry for each (molecule, Features) of a window: see `average_views`.
 
@@ -206,13 +142,8 @@ class OnnxModel:
         todo.sort()
         for start in range(0, len(todo), batch):
             places = todo[start : start + batch]
-            given = [window[i][1] for _, i, _ in places]
-            streams, more = [each.streams[view] for each, (_, _, view) in zip(given, places)], {}
-            if given[0].counts is not None:
-                more["counts"] = np.stack([each.counts for each in given])
-            if given[0].graph is not None:
-                more["graphs"] = [each.graph for each in given]
-            outputs = self.run(streams, **more)
+            given, views = [window[i][1] for _, i, _ in places], [view for *_, view in places]
+            outputs = self.run_on(given, views)
             for k, (_, i, view) in enumerate(places):
                 found[i][view] = {name: values[k] for name, values in outputs.items()}
         return [

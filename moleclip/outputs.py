@@ -1,30 +1,17 @@
-"""What predict.py writes: predictions.csv, embeddings beside it, parts joined, a page of HTML."""
+"""What predict.py writes: predictions.csv, embeddings beside it, safe from interruption."""
 
 import csv
-import gzip
-import heapq
 import io
-import itertools
 import json
 import os
-import re
 import signal
 import threading
-import zlib
 from contextlib import contextmanager, suppress
-from operator import itemgetter
-from pathlib import Path
 
 import click
 import numpy as np
 
-from moleclip.features import featurize
-from moleclip.files import one_line, open_locked, open_text, packed, save_table, save_whole
-from moleclip.molecules import BLOCK, Molecule, Part, Rejected
-from moleclip.pixels import inflate, png
-from moleclip.workers import parallel
-
-REPORTED = 5000  # rows in the page of --html: 15 MB; no browser likes a larger one
+from moleclip.files import one_line, open_locked, packed, save_whole
 
 
 class ResumableCsv:
@@ -205,95 +192,3 @@ def interrupted_by_sigterm():
     finally:
         if before is not None:  # of a handler that Python knows
             signal.signal(signal.SIGTERM, before)
-
-
-def all_parts(names):
-    """Return the files of all parts of an input as paths, in order; they are named by --part.
-
-    Raises click.ClickException if one is missing, or one isn't of them.
-    """
-    found = re.fullmatch(r"(.*)-\d+-of-(\d+)(\.\w+(\.gz)?)", names[0])
-    if not found:
-        raise click.ClickException(f"{names[0]}: is not named as --part does: NAME-1-of-8.csv")
-    whole, count = Path(found[1] + found[3]), int(found[2])
-    paths, given = [Part(i, count).named(whole) for i in range(1, count + 1)], [*map(Path, names)]
-    for path in sorted({*paths} ^ {*given}):
-        wrong = "this part is missing" if path in paths else f"is none of the {count} of {whole}"
-        raise click.ClickException(f"{path}: {wrong}")
-    return paths
-
-
-def join_tables(paths, out):
-    """Join the CSVs of all parts into one in the order of the rows; return their number.
-
-    Raises click.ClickException unless each row is there once.
-    """
-    tables, rows = [read_part(path) for path in paths], 0
-    headers = [cells for _, _, cells in map(next, tables)]
-
-    def in_order():
-        nonlocal rows
-        for row, path, cells in heapq.merge(*tables, key=itemgetter(0)):
-            if row != rows:
-                lacks = f"{paths[rows // BLOCK % len(paths)]}: row {rows} is missing"
-                twice = f"{path}: row {row} is there twice"
-                raise click.ClickException(twice if row < rows else lacks)
-            rows += 1
-            yield cells
-
-    for path, header in zip(paths, headers):
-        if header != headers[0] or header[0] != "row":
-            raise click.ClickException(f"{path}: its columns are not those of {paths[0]}")
-    save_table(out, headers[0], in_order())
-    return rows
-
-
-def read_part(path):
-    """Yield (row, path, cells) of each line of a part's CSV; of its header first, as row -1."""
-    try:
-        with open_text(path) as stream:
-            reader = csv.reader(stream, strict=True)
-            header = next(reader, [""])
-            yield -1, path, header
-            for cells in reader:
-                if len(cells) != len(header) or not cells[0].isdecimal():
-                    raise csv.Error(f"line {reader.line_num} is no row of predict.py's")
-                yield int(cells[0]), path, cells
-    except (EOFError, gzip.BadGzipFile, zlib.error, csv.Error) as error:
-        raise click.ClickException(f"{path}: damaged: {one_line(error)}") from None
-
-
-def write_report(path, table, title, told, files, workers, **options):
-    """Write one page of a finished predictions.csv, each row with its picture as the model saw it.
-
-    It needs no other file. told: {column to stress: what its numbers are}, [(low, high), ...] of
-    intervals' columns, and the share of molecules that they hold; files: of picture input, by row,
-    or None; options: those of `featurize`.
-    """
-    header, lines, more = read_head(table)
-    molecules = []
-    for line in lines:
-        row, text = int(line[0]), line[1]
-        text = str(files[row]) if files else text
-        molecules.append(Molecule(row, 0, text, line[2], problem=line[-1]))
-    drawn = parallel(featurize, molecules, workers, pictures=bool(files), **options)
-    images = []
-    for _, result in drawn:
-        images.append("" if isinstance(result, Rejected) else png(inflate(result.streams[0])))
-    data = dict(zip(("targets", "intervals", "level"), told))
-    data |= {"title": title, "columns": header, "more": more}
-    text = json.dumps(data | {"rows": lines, "images": images})
-    # Nothing in it can end the script or begin a tag.
-    text = text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-    page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    page = page.replace('"DATA"', text)
-    save_whole(path, lambda name: name.write_text(page, encoding="utf-8"))
-
-
-def read_head(table):
-    """Return (column names, the first REPORTED lines, how many more there are) of a CSV."""
-    csv.field_size_limit(1 << 24)
-    with open_text(table) as stream:
-        reader = csv.reader(stream)
-        header, lines = next(reader), list(itertools.islice(reader, REPORTED))
-        return header, lines, sum(1 for _ in reader)

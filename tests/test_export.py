@@ -12,6 +12,7 @@ from drawn import picture_of
 
 import export
 import predict
+from moleclip import trained
 from moleclip.deploy import combine
 from moleclip.drawing import draw, layout
 from moleclip.features import pack_fingerprint, pack_text
@@ -271,8 +272,8 @@ def test_the_fingerprints_are_of_the_training_molecules(road, tmp_path):
 
 def test_at_most_so_many_fingerprints(road, monkeypatch):
     run = road / "runs" / "solubility"
-    monkeypatch.setattr(export, "MAX_FINGERPRINTS", 10)
-    training, molecules = export.training_fingerprints([rows_of(run / "predictions.csv")])
+    monkeypatch.setattr(trained, "MAX_FINGERPRINTS", 10)
+    training, molecules = trained.training_fingerprints([rows_of(run / "predictions.csv")])
     assert 0 < len(training) <= 10 and molecules == len(set(trained_on(run)))
     assert len(pack_text(training)) < 2000
 

@@ -9,18 +9,20 @@ import pytest
 from conftest import ROOT, STATIONS
 
 GROUND = [  # without torch; each may import from those before it
-    *("files", "formats", "molecules", "workers", "options", "pixels"),
-    *("styles", "drawing", "shards", "targets", "pictures", "graphs", "features", "electronic"),
-    *("blocks", "calibration", "session", "onnxmodel", "outputs", "spectra", "tokens", "texts"),
+    *("files", "formats", "molecules", "workers", "options", "pixels", "movement"),
+    *("styles", "drawing", "shards", "loader", "targets", "pictures", "graphs", "features"),
+    *("electronic", "blocks", "calibration", "session", "onnxfacts", "onnxmodel", "explain"),
+    *("outputs", "parts", "reportpage", "embeddingmap", "spectra", "tokens", "texts"),
     *("alignedmodel", "peaktables", "jcamp", "mzml", "spectrumfiles", "index", "hitspage"),
     *("captions", "describe"),
 ]
 UPPER = [
-    *("device", "augment", "encoder", "gin", "embedder", "weights", "encoders", "seen", "pairs"),
-    *("losses", "trainstate", "labels", "splits", "table", "metrics", "training", "gp", "forest"),
-    *("model", "deploy", "heads", "choice", "results", "plots", "runs", "grid", "stages"),
-    *("experiment", "transformer", "queries", "dense", "correlation", "counted", "aligned"),
-    *("pairtable", "textpairs", "alignscores", "alignstate", "alignstep", "alignedfile"),
+    *("device", "transfer", "augment", "encoder", "gin", "embedder", "weights", "encoders"),
+    *("seen", "pairs", "losses", "trainstate", "labels", "splits", "table", "metrics"),
+    *("training", "gp", "forest", "model", "deploy", "trained", "heads", "choice", "results"),
+    *("plots", "runs", "grid", "stages", "experiment", "transformer", "queries", "dense"),
+    *("correlation", "counted", "aligned", "pairtable", "textpairs", "alignscores"),
+    *("alignstate", "alignstep", "alignedfile"),
 ]
 FLOORS = GROUND + UPPER
 HEAVY = {"torch", "clip", "sklearn", "scipy", "onnx"}

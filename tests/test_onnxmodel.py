@@ -11,7 +11,8 @@ from conftest import ROOT, invoke, mistake, rows_of
 
 import predict
 from moleclip import session
-from moleclip.onnxmodel import OnnxModel, metadata_props, read_metadata, told_by_runs
+from moleclip.onnxfacts import metadata_props, read_metadata, told_by_runs
+from moleclip.onnxmodel import OnnxModel
 
 
 def test_contract_of_the_file(road):

@@ -16,7 +16,7 @@ from conftest import ROOT, invoke, mistake, rows_of, small_molecules
 from drawn import figure
 
 import predict
-from moleclip import molecules, outputs
+from moleclip import molecules, reportpage
 from moleclip.onnxmodel import OnnxModel
 from moleclip.outputs import ResumableCsv
 
@@ -247,7 +247,7 @@ def test_a_name_that_ends_in_gz_is_gzipped(road, predicted, library, tmp_path, m
 def parts(road, tmp_path, monkeypatch):
     """A folder with what three parts of 700 molecules gave, some of whose names have two lines."""
     monkeypatch.setattr(molecules, "BLOCK", 256)
-    monkeypatch.setattr(outputs, "BLOCK", 256)
+    monkeypatch.setattr("moleclip.parts.BLOCK", 256)
     monkeypatch.setattr(predict, "BLOCK", 256)
     with open(tmp_path / "a.csv", "w", newline="") as stream:
         lines = [[smiles, f"m{row}\n, b"] for row, smiles in enumerate(small_molecules(700))]
@@ -369,7 +369,7 @@ def test_the_page_shows_intervals_and_sorts_by_their_width(tmp_path):
     ]
     (tmp_path / "a.csv").write_text("\n".join(lines) + "\n")
     told = {"y (nM)": ""}, [("y_low (nM)", "y_high (nM)")], 0.9
-    outputs.write_report(tmp_path / "a.html", tmp_path / "a.csv", "y", told, None, 1)
+    reportpage.write_report(tmp_path / "a.html", tmp_path / "a.csv", "y", told, None, 1)
     heads, at_first, widest, narrowest, shown = clicked(
         tmp_path / "a.html",
         CLICKS.replace("log_solubility", "y interval (nM)")
@@ -397,6 +397,6 @@ def test_the_page_sorts_and_filters_in_chromium(page):
 
 
 def test_a_long_page_says_what_it_leaves_out(road, tmp_path, monkeypatch):
-    monkeypatch.setattr(outputs, "REPORTED", 5)
+    monkeypatch.setattr(reportpage, "REPORTED", 5)
     data = data_of(write_page(road, tmp_path, small_molecules(8)))
     assert len(data["rows"]) == len(data["images"]) == 5 and data["more"] == 3
