@@ -9,14 +9,16 @@ import pytest
 from conftest import ROOT, STATIONS
 
 GROUND = [  # without torch; each may import from those before it
-    *("files", "formats", "molecules", "workers", "options", "pixels"),
-    *("styles", "drawing", "shards", "targets", "pictures", "features", "electronic", "blocks"),
+    *("files", "formats", "molecules", "workers", "options", "pixels", "movement"),
+    *("styles", "drawing", "shards", "loader", "targets", "pictures", "features"),
+    *("electronic", "blocks"),
     *("calibration", "session", "onnxmodel", "outputs", "graphs", "spectra", "tokens"),
     *("alignedmodel", "peaktables", "jcamp", "mzml", "spectrumfiles", "index", "hitspage"),
 ]
 UPPER = [
     *(
         "device",
+        "transfer",
         "augment",
         "encoder",
         "embedder",
@@ -206,7 +208,7 @@ def test_files_stay_short():
     # 7,500 was the bound when the house was built, at 7,073; what makes its numbers and rows
     # trustworthy came on top, then the targets of atoms and electrons, then heads for few data,
     # then graphs and spectra. A file's own bound is what keeps it readable.
-    assert sum(lines.values()) <= 15500
+    assert sum(lines.values()) <= 17500
 
 
 @pytest.mark.parametrize("name", SOURCES)
