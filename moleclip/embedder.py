@@ -38,17 +38,19 @@ def to_pixels(index, device):
 
 
 def fitting_batch(arch, device, dtype):
-    """Return how many pictures train at once in half of a GPU's free memory, a third of the CPU's.
+    """Return how many pictures train at once in most of a GPU's free memory, a third of the CPU's.
 
-    Each takes 100 bytes (fp32; else 50) for each token, width and layer.
+    Each takes so many bytes for each token, width and layer: what autograd keeps, as counted with
+    fused attention, and on a CPU what attention takes unfused.
     """
-    args = arch["args"]
+    args, gpu = arch["args"], device.type == "cuda"
     tokens = (SIZE // args["patch_size"]) ** 2
     if arch["tokens"] != "all":
-        tokens //= 2
-    each = tokens * args["width"] * args["layers"] * (50 if dtype else 100)
-    if device.type == "cuda":
-        return max(8, min(1024, int(0.5 * torch.cuda.mem_get_info()[0] / each)))
+        tokens //= 3 if gpu else 2  # in buckets of like ink, or slices
+    kept = (56 if dtype else 80) if gpu else (50 if dtype else 100)
+    each = tokens * args["width"] * args["layers"] * kept
+    if gpu:
+        return max(8, int(0.7 * torch.cuda.mem_get_info()[0] / each))
     return max(8, min(512, int(0.33 * memory_limit() / local_processes() / each)))
 
 

@@ -6,11 +6,11 @@ import torch
 
 
 def upload(array, device):
-    """Return a numpy array as a tensor on a device; to a GPU by way of pinned memory, unawaited.
+    """Return an array, numpy's or a tensor of the CPU, as a tensor on a device.
 
-    On the CPU both share their memory.
+    To a GPU it goes by way of pinned memory, unawaited; on the CPU both share their memory.
     """
-    tensor = torch.from_numpy(array)
+    tensor = array if torch.is_tensor(array) else torch.from_numpy(array)
     if torch.device(device).type != "cuda":
         return tensor.to(device)
     pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
