@@ -12,22 +12,22 @@ import math
 import time
 
 import click
-import numpy as np
 import torch
 
 from moleclip import options
-from moleclip.augment import AUGMENT
 from moleclip.device import (
     Distributed,
     Leaving,
     LostProcess,
     Notice,
+    local_processes,
     memory_used,
     pick_device,
     pick_precision,
     report_once,
 )
 from moleclip.losses import atom_parts, loss_parts, weighted_loss
+from moleclip.movement import AUGMENT
 from moleclip.pairs import (
     CLUSTER_RUN,
     digest,
@@ -40,6 +40,7 @@ from moleclip.pairs import (
 from moleclip.plots import plot_curves
 from moleclip.trainstate import OWN, PACE, TrainState, check_new
 from moleclip.weights import init_digest, load_encoder
+from moleclip.workers import default_workers
 
 COUNT, POSITIVE = click.IntRange(1), options.Positive()
 LEVELS = click.Choice(["none", *AUGMENT])
@@ -55,29 +56,35 @@ ABOUT_MICRO = "Pictures in memory at once.  [default: fits the device]"
 ABOUT_SAVING = "Steps between checkpoints and held-out evaluations."
 
 
-def backward(state, batch, random):
+def backward(state, batch):
     """Leave the gradient of the global loss in the parameters; return its parts and the whole.
 
-    batch: this process's Batch; random: of both views, (2n, N_UNIFORMS). Raises
-    click.ClickException if the loss is not finite.
+    batch: this process's Batch. Raises click.ClickException if the loss is not finite, on a GPU a
+    step late.
     """
-    embedder, both = state.embedder, np.concatenate(batch.views)
+    embedder, random = state.embedder, batch.random
     for optimizer in state.optimizers:
         optimizer.zero_grad()
     with state.world.agree():
-        found, slices = embedder.embed_cached(both, random, batch.places)
+        both = embedder.bring(batch.both)
+        found, slices = embedder.embed_cached(both, random, batch.places, batch.ink)
     parts = measure(state, batch, found, random)
     loss = weighted_loss(parts, batch.targets, state.config["loss"], batch.atoms or ())
-    if not torch.isfinite(loss):
+    check_loss(state.finite.add(torch.isfinite(loss)))
+    state.scaler.scale(loss).backward()
+    with state.world.agree():
+        embedder.backward(both, random, found, slices, batch.places, batch.ink)
+    state.world.average_gradients([*embedder.encoder.parameters(), *state.heads.parameters()])
+    return {name: value.detach() for name, value in (parts | {"loss": loss}).items()}
+
+
+def check_loss(finite):
+    """Raise click.ClickException unless the loss is finite."""
+    if not finite:
         raise click.ClickException(
             "the loss is not a number any more; lower --lr or try --precision fp32 "
             "(nothing was overwritten)"
         )
-    state.scaler.scale(loss).backward()
-    with state.world.agree():
-        embedder.backward(both, random, found, slices, batch.places)
-    state.world.average_gradients([*embedder.encoder.parameters(), *state.heads.parameters()])
-    return {name: value.detach() for name, value in (parts | {"loss": loss}).items()}
 
 
 def measure(state, batch, found, random):
@@ -103,8 +110,7 @@ def evaluate(state, pictures, members):
     for chunk in members[: len(members) // batch * batch].reshape(-1, batch):
         with state.world.agree():
             loaded = pictures.load(state.world.share(chunk), 0)
-            both = np.concatenate(loaded.views)
-            found = state.embedder.embed_batch(both, None, loaded.places)
+            found = state.embedder.embed_batch(loaded.both, None, loaded.places)
         parts = measure(state, loaded, found, None)
         totals.append(torch.stack(list(parts.values())))
     means = state.world.mean(torch.stack(totals).mean(0))
@@ -132,6 +138,7 @@ def evaluate(state, pictures, members):
 @click.option("--pool", type=click.Choice(["cls", "cls+mean"]), help=ABOUT_POOL)
 @click.option("--temperature", default=1 / 15, show_default="1/15", type=POSITIVE, help=ABOUT_T)
 @click.option("--micro-batch", type=COUNT, help=ABOUT_MICRO)
+@options.workers("Processes that draw, or inflate shards for a GPU.")
 @options.seed("Seed of the order and of random weights.")
 @options.device()
 @click.option("--no-compile", is_flag=True, help="Leave the encoder uncompiled on a GPU.")
@@ -159,7 +166,10 @@ def prepare(world, device, out, precision, resume, no_compile, tokens, pool, **s
         raise click.UsageError("--styles goes with --smiles; shards are drawn: render.py --styles")
     world.together(lambda: check_options(world, out, batch, resume))
     dtype, reason = pick_precision(precision, device)
-    pictures = world.together(lambda: open_pairs(**settings))
+    workers = settings.pop("workers")
+    if device.type == "cuda" and not workers:
+        workers = max(1, default_workers() // local_processes())
+    pictures = world.together(lambda: open_pairs(workers=workers, **settings))
     order, held = world.together(lambda: split_held_out(pictures.clusters, batch))
     encoder = world.local0_first(lambda: load_encoder(init, seed))
     encoder.arch["tokens"] = tokens or encoder.arch["tokens"]
@@ -179,7 +189,7 @@ def prepare(world, device, out, precision, resume, no_compile, tokens, pool, **s
     facts |= {"order": digest(order=order, held=held), "weights": init_digest(init)}
     world.compare(facts | {"precision": arithmetic, "resume": resume, "no_compile": no_compile})
     state = TrainState.start(out, config, world, encoder, pictures.labels, device, dtype)
-    if device.type == "cuda" and encoder.arch["tokens"] == "all" and not no_compile:
+    if device.type == "cuda" and not no_compile:
         state.embedder.compile(world)
     if resume:
         state.resume()
@@ -229,6 +239,7 @@ def train(state, pictures, order, held):
     try:
         take_steps(state, pictures, order, held)
     except (Leaving, LostProcess) as error:
+        check_loss(state.finite.settle())
         state.leave(error)
     if state.world.rank == 0:
         curves = state.file(".curves.png")
@@ -244,9 +255,9 @@ def take_steps(state, pictures, order, held):
     last = min(last, config["steps"] or last)
     began, sums = time.time(), []
     plan = schedule(order, pictures.clusters, batch, seed, first, last, world)
-    for step, loaded in pictures.batches(plan):
-        random = random_numbers(seed, step, batch, world)
-        parts = fitting(world, backward, state, loaded, random)
+    look = state.embedder.look(lambda step: random_numbers(seed, step, batch, world))
+    for _, loaded in pictures.batches(plan, look):
+        parts = fitting(world, backward, state, loaded)
         state.update_weights(last)
         sums.append(torch.stack(list(parts.values())))
         at_end = state.step == last
@@ -259,6 +270,7 @@ def take_steps(state, pictures, order, held):
             place = {"epoch": state.step * batch / len(order), "lr": rate}
             state.note(place | dict(zip(parts, means)) | pace)
         if state.step % config["save_every"] == 0 or at_end:
+            check_loss(state.finite.settle())
             state.note(fitting(world, evaluate, state, pictures, held))
             if world.rank == 0:
                 state.save()

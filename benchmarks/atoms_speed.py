@@ -19,8 +19,8 @@ import torch
 from pretrain_speed import CONFIG, prepare
 from record import ROOT, record
 
-from moleclip.augment import N_UNIFORMS
 from moleclip.device import ALONE, pick_precision
+from moleclip.movement import N_UNIFORMS
 from moleclip.pairs import ShardPairs
 from moleclip.trainstate import TrainState
 from moleclip.weights import load_encoder
@@ -67,7 +67,7 @@ def seconds(state, pictures, step):
     batch = pictures.load(members, 0)
     random = np.random.default_rng(step).random((2 * MOLECULES, N_UNIFORMS))
     began = time.perf_counter()
-    backward(state, batch, random)
+    backward(state, batch._replace(random=random))
     state.update_weights(STEPS)
     return time.perf_counter() - began
 

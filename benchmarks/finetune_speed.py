@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from record import ROOT, record
 
-from moleclip.augment import N_UNIFORMS
 from moleclip.device import ALONE, pick_precision
 from moleclip.embedder import Embedder
 from moleclip.experiment import read_rows
 from moleclip.model import Model, mlp
+from moleclip.movement import N_UNIFORMS
 from moleclip.splits import make_split
 from moleclip.table import Data
 from moleclip.training import (

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from record import ROOT, record
 
-from moleclip.augment import N_UNIFORMS
 from moleclip.device import ALONE, memory_used, pick_precision
+from moleclip.movement import N_UNIFORMS
 from moleclip.pairs import ShardPairs
 from moleclip.trainstate import TrainState
 from moleclip.weights import load_encoder
@@ -65,7 +65,7 @@ def seconds_a_picture(state, pictures):
         batch = pictures.load(members, 0)
         random = np.random.default_rng(step).random((2 * MOLECULES, N_UNIFORMS))
         began = time.perf_counter()
-        backward(state, batch, random)
+        backward(state, batch._replace(random=random))
         learned = time.perf_counter()
         state.update_weights(STEPS)
         times.append((learned - began) / (2 * MOLECULES))

@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 from record import RESULTS, ROOT
 
-from moleclip.augment import N_UNIFORMS, augment
+from moleclip.augment import augment
 from moleclip.drawing import draw, layout
 from moleclip.encoder import Encoder, new_arch
 from moleclip.molecules import parse, replace_terminals
+from moleclip.movement import N_UNIFORMS
 from moleclip.pixels import SIZE, to_rgb
 from moleclip.styles import Style, random_style
 

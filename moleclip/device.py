@@ -132,7 +132,7 @@ class Distributed:
     """
 
     def __init__(self, size=1, rank=0):
-        self.size, self.rank, self.device, self.patient = size, rank, "cpu", None
+        self.size, self.rank, self.patient, self.quick = size, rank, None, None
         self.nodes = int(os.environ.get("GROUP_WORLD_SIZE", 1))
 
     @classmethod
@@ -140,10 +140,12 @@ class Distributed:
         """Return this process among those that torchrun started, connected to them."""
         world = cls(int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0)))
         if world.size > 1:
-            on_gpu, world.device = device.type == "cuda", device
+            on_gpu = device.type == "cuda"
             own = {"backend": "nccl", "device_id": device} if on_gpu else {"backend": "gloo"}
             dist.init_process_group(**own)
             world.patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+            # What is asked in every step goes by way of the CPU: no GPU has to be waited for.
+            world.quick = dist.new_group(backend="gloo") if on_gpu else None
         host = socket.gethostname()
         world.places = [f"rank {i} on {host}" for i, host in enumerate(world.gather_objects(host))]
         return world
@@ -238,9 +240,9 @@ class Distributed:
         """Return the largest of all processes' numbers."""
         if self.size == 1:
             return number
-        tensor = torch.tensor(float(number), device=self.device)
+        tensor = torch.tensor(float(number))
         with connection():
-            dist.all_reduce(tensor, dist.ReduceOp.MAX)
+            dist.all_reduce(tensor, dist.ReduceOp.MAX, self.quick)
         return tensor.item()
 
     def share(self, values):

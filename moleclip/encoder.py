@@ -63,6 +63,7 @@ class Encoder(torch.nn.Module):
                 module.gelu = torch.nn.GELU()
         if arch.get("pool") == "cls+mean":
             self.add_pool()
+        self.run_block = run_block
         self.register_buffer("mean", torch.tensor(arch["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(arch["std"]).view(3, 1, 1), persistent=False)
 
@@ -82,6 +83,13 @@ class Encoder(torch.nn.Module):
         pixels = given["images"].permute(0, 3, 1, 2).float() / 255
         return self(pixels).float()
 
+    def compile_blocks(self):
+        """Compile what is done with tokens, for any number of them."""
+        if self.arch["tokens"] == "all":
+            self.visual.compile()  # in place: the names in the checkpoint stay
+        else:
+            self.run_block = torch.compile(run_block, dynamic=True)
+
     def add_pool(self):
         """Let the patches' mean and sum speak too, by weights that are always the same."""
         proj, steady = self.visual.proj, torch.Generator().manual_seed(0)
@@ -90,11 +98,12 @@ class Encoder(torch.nn.Module):
         self.visual.pool = torch.nn.Parameter(torch.cat([mean, torch.zeros_like(mean)]))
         self.arch["pool"] = "cls+mean"
 
-    def forward(self, pixels, ink=None, places=None, owner=None):
+    def forward(self, pixels, ink=None, places=None, owner=None, longest=None):
         """Return the embeddings of pixels, (n, 512); with places also (m, width + 32), see `read`.
 
         ink: bool (n, patches), where to look; by default where `pixels` are not plain white.
-        places: x and y in pixels, float (m, 2); owner: int64 (m,), the picture of each.
+        places: x and y in pixels, float (m, 2); owner: int64 (m,), the picture of each. longest:
+        the most patches with ink in a picture, or more; else the device is asked for it.
         """
         if self.arch["tokens"] == "inked" and ink is None:
             ink = self.ink_mask(pixels)
@@ -105,7 +114,7 @@ class Encoder(torch.nn.Module):
                 return self.visual(pixels)
             patch = self.visual.positional_embedding[1:, 0]
             ink = torch.ones_like(patch, dtype=torch.bool).expand(pixels.shape[0], -1)
-        first, patches, kept = self.encode_inked(pixels, ink)
+        first, patches, kept = self.encode_inked(pixels, ink, longest)
         embedding = self.visual.ln_post(first) @ self.visual.proj
         if not hasattr(self.visual, "pool") and places is None:
             return embedding
@@ -125,14 +134,15 @@ class Encoder(torch.nn.Module):
         dark = (pixels < 0.998).any(1, keepdim=True).float()
         return F.max_pool2d(dark, self.arch["args"]["patch_size"]).flatten(1) > 0
 
-    def encode_inked(self, pixels, ink):
+    def encode_inked(self, pixels, ink, longest=None):
         """Return the last layer's class token (n, width), inked patches, and which they are.
 
         Patches are padded with others to the longest of the batch: (n, longest, width). Which
-        they are: int64 (n, longest). pixels: normalised; ink: as in `forward`.
+        they are: int64 (n, longest). pixels: normalised; ink and longest: as in `forward`.
         """
         tower, count = self.visual, ink.shape[1]
-        longest = ink.sum(1).amax(0).clamp(min=1).to(torch.int64).item()
+        longest = longest and min(longest, count)
+        longest = longest or ink.sum(1).amax(0).clamp(min=1).to(torch.int64).item()
         torch._check(longest >= 1)  # for export, which doesn't know the number
         torch._check(longest <= count)
         # inked patches first, each in its place
@@ -146,8 +156,7 @@ class Encoder(torch.nn.Module):
         seen = torch.cat([torch.ones_like(ink[:, :1]), ink.gather(1, kept)], 1)
         mask = torch.zeros_like(seen, dtype=torch.float32).masked_fill(~seen, -1e4)[:, None, None]
         for block in tower.transformer.resblocks:
-            tokens = tokens + attend(block.attn, block.ln_1(tokens), mask)
-            tokens = tokens + block.mlp(block.ln_2(tokens))
+            tokens = self.run_block(block, tokens, mask)
         return tokens[:, 0], tokens[:, 1:], kept
 
     def read(self, words, kept, places, owner):
@@ -169,13 +178,20 @@ class Encoder(torch.nn.Module):
         words = F.pad(words, (0, 0, 0, 1))
         told = 0
         for right, down in ((0, 0), (0, 1), (1, 0), (1, 1)):
-            step = torch.tensor([right, down], device=device)
-            weight = (step * share + (1 - step) * (1 - share)).prod(1, keepdim=True)
-            column, row = (low.long() + step).unbind(1)
-            told = told + weight * words[owner, slots[owner, row * side + column]]
+            across = share[:, :1] if right else 1 - share[:, :1]
+            along = share[:, 1:] if down else 1 - share[:, 1:]
+            column, row = low.long().unbind(1)
+            slot = slots[owner, (row + down) * side + column + right]
+            told = told + across * along * words[owner, slot]
         waves = (units % 1)[:, :, None] * math.pi * torch.arange(1, WAVES + 1, device=device)
         within = torch.cat([waves.sin(), waves.cos()], 2).flatten(1)
         return torch.cat([told, within], 1) * known
+
+
+def run_block(block, tokens, mask):
+    """Return what a residual block of the tower makes of tokens, (n, length, width)."""
+    tokens = tokens + attend(block.attn, block.ln_1(tokens), mask)
+    return tokens + block.mlp(block.ln_2(tokens))
 
 
 def unfused(tensor):

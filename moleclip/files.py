@@ -210,11 +210,12 @@ def read_arrays(path, wanted, mapped=("data",)):
     """
     arrays = {}
     try:
+        whole = np.memmap(path, mode="r")  # one map a file: each keeps the file open
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
                 name = info.filename.removesuffix(".npy")
                 read = map_member if name in mapped else read_member
-                arrays[name] = read(path, archive, info)
+                arrays[name] = read(whole, archive, info)
     except FileNotFoundError:
         raise click.ClickException(f"{path}: no such file") from None
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, struct.error):
@@ -229,14 +230,17 @@ def read_arrays(path, wanted, mapped=("data",)):
     return arrays
 
 
-def read_member(path, archive, info):
+def read_member(whole, archive, info):
     """Return an array of a .npz."""
     with archive.open(info) as member:
         return np.lib.format.read_array(member, allow_pickle=False)
 
 
-def map_member(path, archive, info):
-    """Return an array of a .npz as a memory map. Raises ValueError if it is not stored as it is."""
+def map_member(whole, archive, info):
+    """Return an array of a .npz as a part of its map, uint8 (bytes,).
+
+    Raises ValueError if it is not stored as it is.
+    """
     with archive.open(info) as member:
         np.lib.format.read_magic(member)
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(member)
@@ -247,11 +251,10 @@ def map_member(path, archive, info):
         raise ValueError("not stored as it is")
     if not size:
         return np.zeros(shape, dtype)
-    with open(path, "rb") as stream:  # the archive's local entry has lengths of its own
-        stream.seek(info.header_offset + 26)
-        lengths = struct.unpack("<HH", stream.read(4))
+    # the archive's local entry has lengths of its own
+    lengths = struct.unpack_from("<HH", whole, info.header_offset + 26)
     start = info.header_offset + 30 + sum(lengths) + header
-    return np.memmap(path, dtype, "r", start, shape)
+    return whole[start : start + size].view(dtype).reshape(shape)
 
 
 def say_once(text, about=""):

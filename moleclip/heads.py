@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
-from moleclip.augment import N_UNIFORMS
 from moleclip.device import ALONE
 from moleclip.encoders import embedder_of, parts_of
 from moleclip.features import fingerprints
 from moleclip.metrics import best_epoch
 from moleclip.model import mlp
+from moleclip.movement import N_UNIFORMS
 from moleclip.training import EncoderSource, FeatureSource, Plan, adam, copied, rank0_bar, train
 
 # Of the head alone, before encoder and head are trained together.

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from moleclip.encoder import WAVES
 from moleclip.targets import IGNORED
+from moleclip.transfer import upload
 
 MACCS_PACKED = 168  # bits of the keys as cluster.py packs them: 167 and an empty one
 READ = 512  # width of what is made of the patches around an atom before anything is told by it
@@ -117,7 +118,7 @@ def loss_parts(plain, styled, heads, targets, world, scale):
     told = tell(heads, plain)
     told |= {name: heads[name](torch.cat([plain, styled])) for name in BOTH_VIEWS if name in heads}
     for name, truth in targets.items():
-        truth = truth.to(plain.device)
+        truth = upload(truth, plain.device)
         target = OF_PICTURES.get(name, CLUSTERS)
         if name in BOTH_VIEWS:
             parts[name] = known_mean(target.loss(told[name], torch.cat([truth, truth])), world)
@@ -146,7 +147,7 @@ def atom_parts(read, shown, head, targets, world):
     """
     told, parts = head(read), {}
     for name, truth in targets.items():
-        truth = torch.cat([truth, truth]).to(read.device)
+        truth = upload(torch.cat([truth, truth]), read.device)
         losses = OF_ATOMS[name].loss(told[name], truth)
         seen = shown if losses.ndim == 1 else shown[:, None]
         parts[f"atom_{name}"] = known_mean(losses.where(seen, torch.nan), world)

@@ -3,7 +3,6 @@
 import hashlib
 import math
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,18 +11,20 @@ import numpy as np
 import torch
 from rdkit import rdBase
 
-from moleclip.augment import N_UNIFORMS
 from moleclip.device import local_processes
 from moleclip.drawing import draw_all
 from moleclip.embedder import Places
+from moleclip.loader import UNMOVED, Loaded, by_processes, by_thread, ink_of
 from moleclip.molecules import Molecule, Rejected, find_input, input_facts, read_molecules
+from moleclip.movement import N_UNIFORMS
 from moleclip.pixels import inflate
-from moleclip.shards import open_shards, picture, places_of
+from moleclip.shards import open_shards
 from moleclip.targets import Labels
-from moleclip.workers import default_workers
+from moleclip.workers import default_workers, prefetch
 
 CLUSTER_RUN = 32  # cluster mates that enter a batch together, as hard negatives: MoleCLIP's 256 / 8
 HELD_OUT = 0.001  # of the molecules, at least one batch
+AHEAD = 2  # batches that are drawn and wait, at most
 DRAWINGS = (
     "views",
     "r_groups",
@@ -34,11 +35,11 @@ DRAWINGS = (
 )  # facts of shards that a run keeps
 
 
-def open_pairs(shards, smiles, labels, seed, loss, styles, **rest):
+def open_pairs(shards, smiles, labels, seed, loss, styles, workers, **rest):
     """Return the pairs of --smiles or --shards, with the targets of the tasks that loss names."""
     if smiles:
-        return DrawnPairs(smiles, labels, seed, loss, styles)
-    return ShardPairs(shards, labels, loss)
+        return DrawnPairs(smiles, labels, seed, loss, styles, workers)
+    return ShardPairs(shards, labels, loss, workers or 0)
 
 
 def digest(**arrays):
@@ -59,33 +60,44 @@ def digest_labels(labels):
 class Batch(NamedTuple):
     """Molecules in two views, and what is to be told of them."""
 
-    views: list  # plain, styled: palette indices, uint8 (n, 224, 224)
+    views: np.ndarray  # plain, styled: palette indices, uint8 (2, n, 224, 224)
     targets: dict  # by name: see `as_tensors`
     places: Places | None = None  # of the atoms of the plain views, then of the styled ones
     atoms: dict | None = None  # by name: tensors of the m atoms of one view
+    random: np.ndarray | None = None  # what augmentation follows from, (2n, N_UNIFORMS)
+    ink: np.ndarray | None = None  # inked patches of both views, at most, int (2n,)
+
+    @property
+    def both(self):
+        """The plain views, then the styled ones, uint8 (2n, 224, 224)."""
+        return self.views.reshape(-1, *self.views.shape[2:])
 
     @classmethod
-    def of(cls, views, labels, rows, drawn):
-        """Return the Batch of rows. drawn(i, view): where the atoms lie, float16 (atoms, 2)."""
+    def of(cls, loaded, labels, rows, random=None):
+        """Return the Batch of rows that are Loaded."""
         targets, atoms = as_tensors(labels.targets(rows)), labels.atoms(rows)
+        ink = None if loaded.ink is None else loaded.ink.ravel()
         if not atoms:
-            return cls(views, targets)
+            return cls(loaded.views, targets, random=random, ink=ink)
         counts, xy = atoms.pop("counts"), []
         for view in (0, 1):
-            for i, count in enumerate(counts):
-                places = drawn(i, view)
+            for places, count in zip(loaded.places[view], counts):
                 # of another number of atoms only where another RDKit read the molecule
                 xy.append(places if len(places) == count else np.full((count, 2), np.nan))
         places = Places(np.tile(counts, 2), np.concatenate(xy).astype(np.float32))
-        return cls(views, targets, places, as_tensors(atoms))
+        return cls(loaded.views, targets, places, as_tensors(atoms), random, ink)
 
 
 class ShardPairs:
-    """Molecules that have both a drawing and a label, read at random from memory-mapped shards."""
+    """Molecules that have both a drawing and a label, read at random from memory-mapped shards.
 
-    def __init__(self, folder, labels_path, tasks=()):
-        self.shards, manifest = open_shards(Path(folder))
-        self.sha256 = manifest["sha256"]
+    workers: processes that inflate drawings; 0: a thread of this one does.
+    """
+
+    def __init__(self, folder, labels_path, tasks=(), workers=0):
+        self.folder, self.workers = Path(folder).resolve(), workers
+        self.shards, manifest = open_shards(folder)
+        self.sha256, self.count = manifest["sha256"], manifest["views"]
         self.drawings = {key: manifest[key] for key in DRAWINGS}
         self.labels = Labels(labels_path, folder, manifest, tasks)
         if self.labels.atom_outputs and not manifest["atoms"]:
@@ -105,39 +117,35 @@ class ShardPairs:
         return len(self.row)
 
     def load(self, members, epoch):
-        """Return the Batch of some members.
+        """Return the Batch of some members."""
+        return next(self.read([(0, members, epoch)], UNMOVED, 0))[1]
+
+    def batches(self, plan, look=UNMOVED):
+        """Yield (step, Batch) for a plan of (step, members, epoch), the next inflated meanwhile.
 
         With more than two views in the shards, each epoch takes the next of the styled ones.
         """
-        views = 0, 1 + epoch % (int(self.shards[0]["views"]) - 1)
-        pair = [
-            np.stack([picture(self.shards[s], i, view) for s, i in self.place[members]])
-            for view in views
-        ]
+        return prefetch(self.read(plan, look, self.workers), 1)
 
-        def drawn(i, which):
-            shard, number = self.place[members[i]]
-            return places_of(self.shards[shard], number, views[which])
-
-        return Batch.of(pair, self.labels, self.row[members], drawn)
-
-    def batches(self, plan):
-        """Yield (step, Batch) for a plan of (step, members, epoch), the next inflated meanwhile."""
-        with ThreadPoolExecutor(1) as pool:
-            ahead = None
-            for step, members, epoch in plan:
-                following = step, pool.submit(self.load, members, epoch)
-                if ahead:
-                    yield ahead[0], ahead[1].result()
-                ahead = following
-            if ahead:
-                yield ahead[0], ahead[1].result()
+    def read(self, plan, look, workers):
+        """Yield what `batches` does, when it is asked for."""
+        atoms = bool(self.labels.atom_outputs)
+        found = (
+            (step, members, self.place[members], (0, 1 + epoch % (self.count - 1)))
+            for step, members, epoch in plan
+        )
+        if workers:
+            found = by_processes(self.folder, found, look, atoms, workers)
+        else:
+            found = by_thread(self.shards, found, look, atoms)
+        for step, members, random, loaded in found:
+            yield step, Batch.of(loaded, self.labels, self.row[members], random)
 
 
 class DrawnPairs:
     """Molecules of a file, drawn by worker processes as needed, in new styles every epoch."""
 
-    def __init__(self, source, labels_path, seed, tasks=(), styles="paper"):
+    def __init__(self, source, labels_path, seed, tasks=(), styles="paper", workers=None):
         source = find_input(source)
         facts = input_facts(source)
         self.sha256, self.seed, self.styles = facts["sha256"], seed, styles
@@ -148,13 +156,23 @@ class DrawnPairs:
         self.row, self.unlabelled = np.flatnonzero(good), 0
         self.clusters = self.labels.clusters[self.row]
         self.smiles = [m.smiles for m in read_molecules(source) if good[m.row]]
-        self.workers = max(1, default_workers() // local_processes())
+        self.workers = workers or max(1, default_workers() // local_processes())
+        self.kept = {}  # of members that are loaded again and again
 
     def __len__(self):
         return len(self.row)
 
-    def batches(self, plan):
-        """Yield what `ShardPairs.batches` does, drawing ahead."""
+    def batches(self, plan, look=UNMOVED):
+        """Yield what `ShardPairs.batches` does, drawn while others are learned from."""
+        return prefetch(self.read(plan, look), AHEAD)
+
+    def read(self, plan, look):
+        """Yield what `batches` does, when it is asked for."""
+        for step, rows, results in self.draw(plan):
+            yield step, self.batch(rows, results, look, look.random(step))
+
+    def draw(self, plan):
+        """Yield (step, rows, what `draw_views` gave of each) for a plan."""
         waiting = deque()
         options = {"views": 2, "seed": self.seed, "max_atoms": 10**6, "styles": self.styles}
         options["atoms"] = bool(self.labels.atom_outputs)
@@ -170,14 +188,17 @@ class DrawnPairs:
                 )
             # one that failed gives way to the next
             chosen = [good[np.searchsorted(good, i) % len(good)] for i in range(len(results))]
-            yield step, self.batch([results[i] for i in chosen], self.row[members[chosen]])
+            yield step, self.row[members[chosen]], [results[i] for i in chosen]
 
-    def batch(self, results, rows):
+    def batch(self, rows, results, look, random=None):
         """Return the Batch of rows from what `draw_views` gave of each."""
-        if not self.labels.atom_outputs:
-            results = [(streams, None) for streams in results]
-        pair = [np.stack([inflate(streams[view]) for streams, _ in results]) for view in (0, 1)]
-        return Batch.of(pair, self.labels, rows, lambda i, view: results[i][1][view])
+        places = None
+        if self.labels.atom_outputs:
+            places = [[where[view] for _, where in results] for view in (0, 1)]
+            results = [streams for streams, _ in results]
+        views = np.stack([[inflate(streams[view]) for streams in results] for view in (0, 1)])
+        loaded = Loaded(views, places, ink_of(views, look, random))
+        return Batch.of(loaded, self.labels, rows, random)
 
     def molecules(self, plan, waiting):
         """Yield the molecules of a plan in its order, noting each step's members in `waiting`."""
@@ -187,8 +208,11 @@ class DrawnPairs:
                 yield Molecule(int(self.row[i]) + (epoch << 40), 0, self.smiles[i])
 
     def load(self, members, epoch):
-        """Return a Batch as `ShardPairs.load` does."""
-        return next(self.batches([(0, members, epoch)]))[1]
+        """Return the Batch of some members; drawn once, for evaluation asks again and again."""
+        key = members.tobytes(), epoch
+        if key not in self.kept:
+            _, *self.kept[key] = next(self.draw([(0, members, epoch)]))
+        return self.batch(*self.kept[key], UNMOVED)
 
 
 def as_tensors(targets):

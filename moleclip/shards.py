@@ -49,12 +49,14 @@ def write_shard(path, rows, smiles, streams, rejected, views, places=None):
 
 
 def read_shard(path):
-    """Return a shard as a dict: data (memory map), offsets, palette, row, views, smiles, path.
+    """Return a shard as a dict: data, offsets, palette, row, views, smiles, path.
 
     With render.py --atoms also atom_offsets and places. `picture` reads its pictures,
-    `places_of` their atoms' places. Raises click.ClickException if the arrays don't fit together.
+    `places_of` their atoms' places, `smiles_of` a SMILES; what is large is mapped, not read.
+    Raises click.ClickException if the arrays don't fit together.
     """
-    shard = read_arrays(path, ("data", "offsets", "palette", "row", "views", "smiles"))
+    names = ("data", "offsets", "palette", "row", "views", "smiles")
+    shard = read_arrays(path, names, ("data", "offsets", "smiles", "places"))
     row, offsets = shard["row"], shard["offsets"]
     number = int(Path(path).stem.rpartition("-")[2])
     if not (
@@ -72,8 +74,12 @@ def read_shard(path):
             f"{path}: its arrays don't fit together; "
             "draw it again with render.py --resume after deleting it"
         )
-    smiles = np.char.decode(shard["smiles"], "utf-8", "surrogateescape")
-    return shard | {"smiles": smiles, "path": path}
+    return shard | {"path": path}
+
+
+def smiles_of(shard, molecule):
+    """Return the SMILES of the shard's `molecule`-th molecule."""
+    return shard["smiles"][molecule].decode("utf-8", "surrogateescape")
 
 
 def atoms_fit(shard):

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from moleclip.augment import N_UNIFORMS
 from moleclip.device import ALONE, lacks_memory
 from moleclip.encoder import ADAM
 from moleclip.metrics import best_epoch
+from moleclip.movement import N_UNIFORMS
 from moleclip.weights import load_checkpoint, save_checkpoint
 
 DECAY = 1e-5  # weight decay of encoder and head in finetuning (MoleCLIP)

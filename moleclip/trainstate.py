@@ -15,6 +15,7 @@ from moleclip.embedder import Embedder, fitting_batch
 from moleclip.encoder import ADAM
 from moleclip.files import check_output, one_line, save_json, save_whole
 from moleclip.losses import new_heads
+from moleclip.transfer import Verdict
 from moleclip.weights import load_checkpoint, save_checkpoint
 
 WARM_UP = 5  # steps at a third of the learning rate (MoleCLIP's ConstantLR)
@@ -81,6 +82,7 @@ class TrainState:
     heads: torch.nn.ModuleDict
     optimizers: list  # of the encoder, of the heads
     scaler: torch.amp.GradScaler
+    finite: Verdict = field(default_factory=Verdict)  # of all losses so far
     step: int = 0
     log: list = field(default_factory=list)
     command: str = field(default_factory=launch_command)

@@ -158,18 +158,18 @@ def dismiss(crew):
         worker.close()
 
 
-def parallel(function, molecules, workers=None, group=32, limit=TIME_LIMIT, **options):
+def parallel(function, molecules, workers=None, group=32, limit=TIME_LIMIT, room=3, **options):
     """Return an iterator of (molecule, result) for an iterable of `Molecule`, in its order.
 
     Worker processes compute function(row, smiles, **options), `group` molecules at a time. The
-    iterable is read no further ahead than they need. A result is a `Rejected` where a molecule
-    can't be used, or killed or stalled its process; all others are unharmed.
+    iterable is read `room` groups a process ahead, no further. A result is a `Rejected` where a
+    molecule can't be used, or killed or stalled its process; all others are unharmed.
     """
     crew = [Worker(function, options) for _ in range(workers or default_workers())]
-    return Results(crew, in_order(crew, iter(molecules), group, limit))
+    return Results(crew, in_order(crew, iter(molecules), group, limit, room * len(crew)))
 
 
-def in_order(crew, source, group, limit):
+def in_order(crew, source, group, limit, room):
     """Yield the (molecule, result) pairs of `parallel`."""
     idle, pending, pool = queue.SimpleQueue(), deque(), ThreadPoolExecutor(len(crew))
     for worker in crew:
@@ -184,7 +184,6 @@ def in_order(crew, source, group, limit):
 
     try:
         while True:
-            room = 3 * len(crew)
             while len(pending) < room and (batch := list(itertools.islice(source, group))):
                 pending.append((batch, pool.submit(work, batch)))
             if not pending:

@@ -3,8 +3,9 @@ import pytest
 import torch
 from views import index_pictures
 
-from moleclip.augment import N_UNIFORMS, augment, moved_ink
+from moleclip.augment import augment
 from moleclip.embedder import to_pixels
+from moleclip.movement import N_UNIFORMS, moved_ink
 from moleclip.weights import load_encoder
 
 
@@ -42,7 +43,7 @@ def test_beyond_the_edge_of_a_picture_all_is_white(turned):
     assert (dark <= 136**2).all() and (clean[:, :, 0] == 1).all() and (clean[:, :, -1] == 1).all()
     encoder = load_encoder("scratch:nano")
     counts = encoder.ink_mask(clean).sum(1).numpy()
-    assert (moved_ink(index, "intense", random, encoder) == counts).all() and counts.max() < 110
+    assert (moved_ink(index, "intense", random, 16) >= counts).all() and counts.max() < 110
 
 
 def test_pictures_that_stay_are_not_changed_at_their_edge():
@@ -66,4 +67,5 @@ def test_ink_is_counted_where_augmentation_moves_it():
     for level in ("none", "default", "intense"):  # shrinking moves ink from patch to patch
         clean = augment(to_pixels(index, "cpu"), level, random)[1]
         counts = encoder.ink_mask(clean).sum(1).numpy()
-        assert np.abs(moved_ink(index, level, random, encoder) - counts).max() <= 2
+        more = moved_ink(index, level, random, 16) - counts
+        assert more.min() == 0 and more.max() <= 4 and more.mean() < 0.015 * counts.mean()

@@ -6,9 +6,10 @@ import pytest
 import torch
 from views import index_pictures, real_pixels
 
-from moleclip.augment import N_UNIFORMS, augment
+from moleclip.augment import augment
 from moleclip.device import ALONE
 from moleclip.embedder import Embedder, Places, to_pixels
+from moleclip.movement import N_UNIFORMS
 from moleclip.weights import load_encoder
 
 CPU = torch.device("cpu")
@@ -74,10 +75,10 @@ def running_out(most):
     embedder = Embedder(load_encoder("scratch:nano"), CPU, None, "default", 24)
     embed = embedder.embed
 
-    def limited(pictures, random, places=None):
+    def limited(pictures, *words):
         if len(pictures) > most:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        return embed(pictures, random, places)
+        return embed(pictures, *words)
 
     embedder.embed = limited
     return embedder

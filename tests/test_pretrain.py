@@ -14,10 +14,10 @@ from ranks import play
 from views import index_pictures
 
 import pretrain
-from moleclip.augment import N_UNIFORMS
 from moleclip.device import ALONE
 from moleclip.embedder import Embedder
 from moleclip.losses import MACCS_PACKED
+from moleclip.movement import N_UNIFORMS
 from moleclip.pairs import Batch
 from moleclip.trainstate import PACE, WARM_UP, TrainState
 from moleclip.weights import load_encoder
@@ -170,7 +170,7 @@ def test_slices_give_the_gradient_of_one_pass(tokens, level):
     found = []
     for micro_batch in (24, 5):
         state = nano_state(micro_batch, tokens, level)
-        pretrain.backward(state, Batch(views, targets), random)
+        pretrain.backward(state, Batch(np.stack(views), targets, random=random))
         found.append([p.grad for p in parameters(state)])
     for whole, sliced in zip(*found, strict=True):
         assert torch.allclose(whole, sliced, atol=2e-6 * max(1, whole.abs().max()))
@@ -180,7 +180,7 @@ def test_slices_give_the_gradient_of_one_pass(tokens, level):
 def test_a_weight_of_0_switches_a_task_off(contrastive, classes):
     state = nano_state(contrastive=contrastive, classes=classes)
     random, targets = np.zeros((12, N_UNIFORMS)), {"k5": torch.arange(6) % 5}
-    parts = pretrain.backward(state, Batch(index_pictures(6), targets), random)
+    parts = pretrain.backward(state, Batch(np.stack(index_pictures(6)), targets, random=random))
     wanted = contrastive * parts["contrastive"].item() + classes * parts["k5"].item()
     assert parts["loss"].item() == pytest.approx(wanted)
     assert (state.heads["k5"].weight.grad.abs().sum() == 0) == (classes == 0)

@@ -10,11 +10,11 @@ from conftest import invoke, rows_of
 
 import finetune
 from moleclip import training
-from moleclip.augment import N_UNIFORMS
 from moleclip.device import ALONE
 from moleclip.drawing import draw, layout
 from moleclip.embedder import Embedder
 from moleclip.molecules import parse
+from moleclip.movement import N_UNIFORMS
 from moleclip.pixels import SIZE
 from moleclip.table import Data
 from moleclip.training import EncoderSource, Loss, scale_lr, take_step, warmup_cosine
