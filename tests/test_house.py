@@ -101,7 +101,7 @@ def test_every_part_of_moleclip_has_its_floor():
     assert sorted(path.stem for path in (ROOT / "moleclip").glob("*.py")) == sorted(FLOORS)
     # 26 files of 300 lines can't hold what the issues after the house's ask for; nor can 48 the
     # second and third system, ACML and MoMu
-    assert len(FLOORS) <= 72
+    assert len(FLOORS) <= 84
 
 
 def test_contributing_has_the_order_of_floors():
