@@ -57,9 +57,7 @@ class Judge:
     def __init__(self, path, asked, library):
         self.model = AlignedModel(path, asked.provider)
         if self.model.modality != TEXT:
-            raise click.ClickException(
-                f"{path}: takes {self.model.title}; --text needs one of text"
-            )
+            raise click.ClickException(f"{path}: takes {self.model.title}, no text")
         if self.model.notice:
             click.echo(self.model.notice, err=True)
         folder = f"{asked.index}-{self.model.sha256[:8]}"
@@ -74,6 +72,14 @@ class Judge:
     def embed(self, given):
         """Return the embeddings of what `graph_of` gave, float32 (n, dim)."""
         return self.model.embed_molecules(given)[0]
+
+
+def takes_of(judges):
+    """Return what `graph_of` has to be told for all models, a dict."""
+    takes = {}
+    for judge in judges:
+        takes |= judge.model.takes
+    return takes | {"max_atoms": min(judge.model.max_atoms for judge in judges)}
 
 
 def read_rows(path, smiles_column, rows):
@@ -109,7 +115,7 @@ def judged(children, judges, generation, parents):
 
 def first_population(judges, path, asked):
     """Return what to begin with: the best of the library, or the molecule that is edited."""
-    takes = judges[0].model.takes
+    takes = takes_of(judges)
     if asked.edited:
         made = judged([start_of(asked.edited, takes)], judges[:1], 0, [()])
         if not made:
@@ -146,7 +152,7 @@ def evolve(judges, population, asked):
     random, number = np.random.default_rng(asked.seed), 0
     how = {"seed": asked.seed, "largest": asked.max_atoms, "hardest": asked.hardest}
     how |= {"edited": asked.edited or "", "least_like": asked.like if asked.edited else 0.0}
-    how["takes"] = judges[0].model.takes
+    how["takes"] = takes_of(judges)
     bar = tqdm(range(1, asked.generations + 1), "generations", disable=None, leave=False)
     for generation in bar:
         kept = best_of(known.values(), asked.population)
@@ -257,9 +263,10 @@ def main(model, source, n, **asked):
         raise click.ClickException("no molecule came of it; raise --generations or --offspring")
     chosen = best_of(made, 2 * n)
     nearest = with_nearest(judges[0], chosen, path, asked.smiles_column)
-    new = [pair for pair in zip(chosen, nearest) if pair[1][1] < 1][
-        :n
-    ]  # the library's own are none
+    # What the library has is not new.
+    new = [pair for pair in zip(chosen, nearest) if pair[1][1] < 1][:n]
+    if not new:
+        raise click.ClickException("the library has all that came of it; raise --generations")
     chosen, nearest = map(list, zip(*new))
     write_table(out, chosen, nearest)
     write_lineage(out.with_suffix(".lineage.csv"), chosen, known)

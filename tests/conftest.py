@@ -13,7 +13,8 @@ from click.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the numbers the tests hold are the CPU's
-STATIONS = ("render", "cluster", "pretrain", "finetune", "export", "predict", "align", "search")
+STATIONS = ("render", "cluster", "pretrain", "finetune", "export", "predict")
+STATIONS += ("align", "search", "generate")
 
 
 def first_lines(name, count, start=0):

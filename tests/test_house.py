@@ -14,7 +14,7 @@ GROUND = [  # without torch; each may import from those before it
     *("electronic", "blocks", "calibration", "session", "onnxfacts", "onnxmodel", "explain"),
     *("outputs", "parts", "reportpage", "embeddingmap", "spectra", "tokens", "texts"),
     *("alignedmodel", "peaktables", "jcamp", "mzml", "spectrumfiles", "index", "hitspage"),
-    *("captions", "describe"),
+    *("captions", "describe", "evolve", "generatedpage"),
 ]
 UPPER = [
     *("device", "transfer", "augment", "encoder", "gin", "embedder", "weights", "encoders"),
