@@ -16,6 +16,7 @@ import search
 from moleclip.aligned import hinge_loss, load_aligned
 from moleclip.alignedfile import round_weights
 from moleclip.alignedmodel import AlignedModel
+from moleclip.device import Leaving, Notice
 from moleclip.graphs import fragment_counts, graph_of
 from moleclip.textpairs import same_text
 from moleclip.tokens import TextTokens
@@ -124,6 +125,31 @@ def test_only_the_last_layer_has_learned(learned):
     after = model.query.state_dict()
     moved = {name for name, w in before.state_dict().items() if not torch.equal(w, after[name])}
     assert moved and all(name.startswith("layers.1.") for name in moved)
+
+
+class LeavesInStep3(Notice):
+    """A notice that comes before the third step: in the second epoch."""
+
+    steps = 0
+
+    def check(self):
+        self.steps += 1
+        if self.steps == 3:
+            raise Leaving
+
+
+def test_a_run_in_two_parts_is_the_same(learned, tmp_path, monkeypatch):
+    how = ["--modality", "text", "--text-encoder", learned / "bert", "--text-layers", 1, *SMALL]
+    how += ["-o", tmp_path / "text.pt"]
+    with monkeypatch.context() as patch:
+        patch.setattr(align, "Notice", LeavesInStep3)
+        said = invoke(align.main, learned / "texts.csv", *how)
+    assert "has epoch 1; --resume goes on" in said
+    invoke(align.main, learned / "texts.csv", *how, "--resume")
+    state, again = (load_checkpoint(path / "text.pt") for path in (learned, tmp_path))
+    for name, weights in state["model"].items():
+        assert torch.equal(weights, again["model"][name]), name
+    assert state["texts"] == again["texts"] and state["calibration"] == again["calibration"]
 
 
 def test_the_file_finds_by_texts_what_pytorch_finds(learned, tmp_path):
