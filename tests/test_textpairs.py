@@ -16,11 +16,9 @@ import search
 from moleclip.aligned import hinge_loss, load_aligned
 from moleclip.alignedfile import round_weights
 from moleclip.alignedmodel import AlignedModel
-from moleclip.correlation import correlate
+from moleclip.device import Leaving, Notice
 from moleclip.graphs import fragment_counts, graph_of
-from moleclip.molecules import Rejected
 from moleclip.textpairs import same_text
-from moleclip.texts import LONGEST, Vocabulary, passage, read_text, sentences_of, without_names
 from moleclip.tokens import TextTokens
 from moleclip.transformer import load_bert
 from moleclip.weights import load_checkpoint
@@ -50,42 +48,6 @@ def learned(texts):
     assert "57 pairs (11 test, 5 val, 41 train); 3 rows are left out, the first row 4" in said
     invoke(export.main, texts / "text.pt", "-o", texts / "text.onnx")
     return texts
-
-
-def test_what_is_read_of_a_text():
-    assert read_text(" An  acid\x00\n with <b>one</b>\tring. ") == (
-        "An acid with <b>one</b> ring.",
-        False,
-    )
-    long, cut = read_text("word " * 10000)
-    assert cut and len(long.split()) == LONGEST
-    for nothing in ("", " \x07\n", "12 - 3"):
-        with pytest.raises(Rejected, match="no text"):
-            read_text(nothing)
-    text = "It is an acid. It has 1.5 rings, i.e. few. (It is new.)"
-    assert sentences_of(text) == ["It is an acid.", "It has 1.5 rings, i.e. few.", "(It is new.)"]
-    named = "Aspirin, or acetylsalicylic acid (ASPIRIN), not aspirin-d4, is sold."
-    masked = "the molecule, or the molecule (the molecule), not aspirin-d4, is sold."
-    assert without_names(named, ["aspirin", "", "acetylsalicylic acid"]) == masked
-    random = np.random.default_rng(0)
-    kept = np.array([passage(["a", "b", "c"], random) for _ in range(300)])
-    assert kept.any(1).all() and kept.all(1).any() and (kept.sum(1) == 1).any()
-
-
-def test_words_weigh_by_how_rare_they_are():
-    vocabulary = Vocabulary.of(["an acid ring", "The acid", "the ring, ring", "unique acid"])
-    assert vocabulary.terms == ["acid", "ring"]
-    row = vocabulary.vectors(["Ring ring acid acid-ring?"])[0]
-    acid, ring = (1 + np.log(2)) * (np.log(5 / 4) + 1), (1 + np.log(3)) * (np.log(5 / 3) + 1)
-    assert row == pytest.approx(np.array([acid, ring]) / np.hypot(acid, ring), rel=1e-5)
-    assert not vocabulary.vectors(["nothing known"]).any()
-    assert vocabulary.doubt("an acid ring") == "" and "of its 3 words" in vocabulary.doubt(
-        "un az zu"
-    )
-    again = Vocabulary.from_json(vocabulary.to_json())
-    assert again.terms == vocabulary.terms and again.weights == pytest.approx(
-        vocabulary.weights, abs=1e-5
-    )
 
 
 def test_bert_is_what_its_files_say(texts):
@@ -130,19 +92,6 @@ def test_bert_is_what_its_files_say(texts):
     assert tokens("amide " * 400) == [2] + tokens("amide")[1:2] * 254 + [3]
 
 
-def test_correlation_finds_what_two_sides_share():
-    random = np.random.default_rng(0)
-    shared = random.normal(size=(400, 3))
-    sides = [
-        np.hstack([shared @ random.normal(size=(3, 5)), random.normal(size=(400, n))])
-        for n in (40, 500)  # fewer columns than rows, and more
-    ]
-    sides = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in sides]
-    one, other = (side[:300] @ w for side, w in zip(sides, correlate(*(s[:300] for s in sides), 3)))
-    both = np.corrcoef(one.T, other.T)[:3, 3:]
-    assert np.diag(both).min() > 0.8 and np.abs(both - np.diag(np.diag(both))).max() < 0.2
-
-
 def test_molecules_of_one_text_are_one_group():
     """0 and 1 are of one molecule, 1 and 3 of one text, 3 and 4 of one molecule again."""
     given = [["a"], ["b", "c"], ["d"], ["B", "c"], ["e"]]
@@ -176,6 +125,31 @@ def test_only_the_last_layer_has_learned(learned):
     after = model.query.state_dict()
     moved = {name for name, w in before.state_dict().items() if not torch.equal(w, after[name])}
     assert moved and all(name.startswith("layers.1.") for name in moved)
+
+
+class LeavesInStep3(Notice):
+    """A notice that comes before the third step: in the second epoch."""
+
+    steps = 0
+
+    def check(self):
+        self.steps += 1
+        if self.steps == 3:
+            raise Leaving
+
+
+def test_a_run_in_two_parts_is_the_same(learned, tmp_path, monkeypatch):
+    how = ["--modality", "text", "--text-encoder", learned / "bert", "--text-layers", 1, *SMALL]
+    how += ["-o", tmp_path / "text.pt"]
+    with monkeypatch.context() as patch:
+        patch.setattr(align, "Notice", LeavesInStep3)
+        said = invoke(align.main, learned / "texts.csv", *how)
+    assert "has epoch 1; --resume goes on" in said
+    invoke(align.main, learned / "texts.csv", *how, "--resume")
+    state, again = (load_checkpoint(path / "text.pt") for path in (learned, tmp_path))
+    for name, weights in state["model"].items():
+        assert torch.equal(weights, again["model"][name]), name
+    assert state["texts"] == again["texts"] and state["calibration"] == again["calibration"]
 
 
 def test_the_file_finds_by_texts_what_pytorch_finds(learned, tmp_path):
