@@ -3,9 +3,7 @@
     python predict.py model.onnx smiles.txt     # predictions.csv
     python predict.py model.onnx library.csv --keep-columns --html report.html
     python predict.py model.onnx figure.png     # a drawn molecule, or a folder of them
-    python predict.py model.onnx some.csv --explain --html report.html    # atom by atom
-    python predict.py model.onnx some.csv --map map.html    # alike is near; training molecules grey
-    python predict.py --join predictions-*-of-8.csv    # of --part, into predictions.csv
+    python predict.py model.onnx some.csv --explain --map map.html    # why, and what is alike
 
 One line comes out for every row that goes in, in the same order; a molecule that can't be read says
 why in its line.

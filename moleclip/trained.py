@@ -70,7 +70,7 @@ def training_means(table, checkpoint, parts):
 def training_map(deployed, tables, parts, drawn):
     """Return the text of a map of the training molecules, or None without any, or an embedding.
 
-    Of more than MAPPED it holds so many, chosen at random.
+    Of more than MAPPED it holds so many, chosen at random. drawn: how they have to be drawn.
     """
     trained = (line for table in tables for line in table if line.get("split") in parts)
     smiles = sorted({line["smiles"] for line in trained})
@@ -79,7 +79,8 @@ def training_map(deployed, tables, parts, drawn):
     if len(smiles) > MAPPED:
         chosen = np.random.default_rng(0).permutation(len(smiles))[:MAPPED]
         smiles = [smiles[i] for i in np.sort(chosen)]
-    how = {"counts": True, "graph": True} | drawn
+    how = {name: drawn[name] for name in ("max_atoms", "r_groups") if name in drawn}
+    how |= {"counts": True, "graph": True, "drawn": "images" in deployed.inputs}
     found, bar = [], tqdm(total=len(smiles), desc="map", disable=None, leave=False)
     given = [try_item(featurize, row, text, "", how) for row, text in enumerate(smiles)]
     given = [each for each in given if not isinstance(each, Rejected)]

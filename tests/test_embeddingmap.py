@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import click
 import numpy as np
@@ -48,8 +49,9 @@ def test_a_damaged_map_is_said_in_a_line():
 
 
 @pytest.fixture
-def mapped(road, desk):
-    desk.write("a.smi", LINES)
+def mapped(road, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.smi").write_text("\n".join(LINES) + "\n")
     words = road / "model.onnx", "a.smi", "--workers", 1
     return words
 

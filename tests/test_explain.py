@@ -1,5 +1,7 @@
 """Which atoms a prediction comes from: of models whose answer is known, and as the table has it."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from conftest import invoke, mistake, rows_of
@@ -87,9 +89,13 @@ def test_places_of_a_spelling():
         )
 
 
-def test_the_table_has_what_adds_up(road, desk):
-    lines = ["CCO", "broken", "c1ccccc1O", "CCO"]
-    desk.write("a.smi", lines)
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.smi").write_text("CCO\nbroken\nc1ccccc1O\nCCO\n")
+
+
+def test_the_table_has_what_adds_up(road, here):
     words = road / "model.onnx", "a.smi", "--explain", "--html", "a.html", "--workers", 1
     invoke(predict.main, *words)
     rows = rows_of("predictions.csv")
@@ -110,7 +116,6 @@ def test_the_table_has_what_adds_up(road, desk):
     )
 
 
-def test_what_cant_be_explained_is_said_in_a_line(road, desk):
-    desk.write("a.smi", ["CCO"])
+def test_what_cant_be_explained_is_said_in_a_line(road, here):
     words = road / "model.onnx", "a.smi", "--explain"
     assert "leave out --views" in mistake(predict.main, *words, "--views", 2)

@@ -33,7 +33,12 @@ def models(tmp_path_factory):
     return folder
 
 
-def test_what_is_made_is_new_judged_and_has_its_lineage(models, desk):
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_what_is_made_is_new_judged_and_has_its_lineage(models):
     words = models / "one.onnx", models / "library.smi", "--text", ASKED, *FEW
     said = invoke(generate.main, *words, "--second", models / "two.onnx", "--html", "page.html")
     rows = rows_of("generated.csv")
@@ -60,7 +65,7 @@ def test_what_is_made_is_new_judged_and_has_its_lineage(models, desk):
     assert rows_of("again.csv") == rows  # from the same seed
 
 
-def test_one_molecule_can_be_edited(models, desk):
+def test_one_molecule_can_be_edited(models):
     words = models / "one.onnx", models / "library.smi", "--text", ASKED, *FEW
     start = "CC(C)Cc1ccc(cc1)C(C)C(=O)O"
     invoke(generate.main, *words, "--from", start, "--like", 0.35)
@@ -69,8 +74,8 @@ def test_one_molecule_can_be_edited(models, desk):
     assert rows and roots == ["CC(C)Cc1ccc(C(C)C(=O)O)cc1"]
 
 
-def test_mistakes_are_said_in_a_line(models, desk):
+def test_mistakes_are_said_in_a_line(models):
     words = models / "one.onnx", models / "library.smi", "--text"
-    assert "is empty" in mistake(generate.main, *words, " ")
+    assert "is empty" in mistake(generate.main, *words, " ", code=2)
     assert "--from C1CC: " in mistake(generate.main, *words, "x", "--from", "C1CC")
-    assert "give a file" in mistake(generate.main, words[0], "-", "--text", "x")
+    assert "give a file" in mistake(generate.main, words[0], "-", "--text", "x", code=2)
