@@ -68,8 +68,10 @@ def test_a_map_has_every_molecule_that_is_read_and_training_grey(road, mapped):
     assert all(data["images"]) and "<b>fat" not in text
     invoke(predict.main, *mapped, "-o", "b.csv", "--map", "map.png")
     with Image.open("map.png") as picture:
-        colours = {colour for _, colour in picture.getcolors(10**6)}
-        assert picture.size == (900, 900) and (196, 201, 208) in colours and len(colours) > 20
+        grey = [
+            n for n, (r, g, b) in picture.getcolors(10**6) if max(abs(r - 196), abs(b - 208)) < 4
+        ]
+        assert picture.size == (900, 900) and sum(grey) > 100 and len(picture.getcolors(10**6)) > 20
 
 
 def test_neighbours_can_be_kept_instead(mapped):
