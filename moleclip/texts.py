@@ -21,7 +21,7 @@ EMPTY = {
 }
 # fmt: on
 LARGE = 10.0  # times a row of `vectors` a model is given: fragments' rows are so much longer
-TERMS = 8000  # words and pairs of words that are looked at, at most
+TERMS = 6000  # words and pairs of words that are looked at, at most
 RARE = 2  # texts at least that a term stands in
 FEW = 0.5  # part of a text's words: with fewer that are known, an answer means little
 
