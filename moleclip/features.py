@@ -10,7 +10,7 @@ from rdkit import Chem, DataStructs
 from rdkit.Chem import MACCSkeys, rdFingerprintGenerator, rdMolDescriptors, rdPartialCharges
 
 from moleclip.drawing import draw, layout
-from moleclip.graphs import Graph, graph_from
+from moleclip.graphs import Graph, bare_graph
 from moleclip.molecules import (
     MAX_ATOMS,
     Rejected,
@@ -268,7 +268,7 @@ def featurize(
     molecule = parse(text, max_atoms)
     nearest = max_similarity(molecule, training) if training else None
     counted = count_fingerprint(molecule, r_groups) if counts else None
-    built = graph_from(dummy_ends(molecule) if r_groups else molecule) if graph else None
+    built = bare_graph(dummy_ends(molecule) if r_groups else molecule) if graph else None
     if not drawn:
         return Features([b""], [0], nearest, counts=counted, graph=built)
     molecule = layout(replace_terminals(molecule) if r_groups else molecule)

@@ -100,18 +100,35 @@ def graph_of(row, smiles, max_atoms=MAX_ATOMS, fragments=False):
 
 def graph_from(molecule, fragments=False):
     """Return the Graph of RDKit's molecule, its atoms in their order."""
+    ranks = list(Chem.CanonicalRankAtoms(molecule, breakTies=False))
+    return bare_graph(molecule)._replace(
+        ranks=np.array(ranks, np.uint8 if len(ranks) <= 256 else np.int32),
+        mass=Descriptors.ExactMolWt(molecule),
+        formula=rdMolDescriptors.CalcMolFormula(molecule),
+        fragments=fragments_of(molecule) if fragments else None,
+    )
+
+
+def bare_graph(molecule):
+    """Return a Graph with what an encoder looks at alone: no ranks, mass and formula."""
     small = np.uint8 if molecule.GetNumAtoms() <= 256 else np.int32
     bonds, kinds = bonds_of(molecule)
-    ranks = list(Chem.CanonicalRankAtoms(molecule, breakTies=False))
-    return Graph(
-        np.array([atom_numbers(atom) for atom in molecule.GetAtoms()], np.uint8),
-        np.array(bonds, small).reshape(-1, 2),
-        np.array(kinds, np.uint8),
-        np.array(ranks, small),
-        Descriptors.ExactMolWt(molecule),
-        rdMolDescriptors.CalcMolFormula(molecule),
-        fragments_of(molecule) if fragments else None,
+    smallest = smallest_rings(molecule)
+    atoms = [atom_numbers(atom, smallest.get(atom.GetIdx(), 0)) for atom in molecule.GetAtoms()]
+    return BLANK._replace(
+        atoms=np.array(atoms, np.uint8),
+        bonds=np.array(bonds, small).reshape(-1, 2),
+        kinds=np.array(kinds, np.uint8),
+        ranks=np.zeros(len(atoms), small),
     )
+
+
+def smallest_rings(molecule):
+    """Return {atom: atoms of its smallest ring, at most LARGEST_RING} of those in a ring."""
+    found = {}
+    for ring in sorted(molecule.GetRingInfo().AtomRings(), key=len, reverse=True):
+        found |= dict.fromkeys(ring, min(len(ring), LARGEST_RING))
+    return found
 
 
 @cache
@@ -139,9 +156,8 @@ def fragment_counts(graphs):
     return rows
 
 
-def atom_numbers(atom):
-    """Return the eight numbers of an atom, see ATOM_SIZES."""
-    ring = next((n for n in range(3, LARGEST_RING) if atom.IsInRingSize(n)), LARGEST_RING)
+def atom_numbers(atom, ring):
+    """Return the eight numbers of an atom, see ATOM_SIZES. ring: size of its smallest, or 0."""
     code = CHIRAL.get(atom.GetProp("_CIPCode"), 0) if atom.HasProp("_CIPCode") else 0
     return (
         atom.GetAtomicNum(),
@@ -150,7 +166,7 @@ def atom_numbers(atom):
         min(max(atom.GetFormalCharge(), -3), 3) + 3,
         hybrids().get(atom.GetHybridization(), 0),
         atom.GetIsAromatic(),
-        ring if atom.IsInRing() else 0,
+        ring,
         code,
     )
 
