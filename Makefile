@@ -35,7 +35,7 @@ demo: .venv/ready  ## set up and run all six stations on real molecules (3 minut
 	@$(BIN)/python -c "$$SUMMARY"
 
 test: .venv/extra  ## set up and run the tests
-	$(BIN)/python -m pytest tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests
 
 lint: .venv/extra  ## check style and formatting with ruff
 	$(BIN)/ruff check
