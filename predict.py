@@ -408,7 +408,8 @@ def main(arguments, **asked):
         title = f"{', '.join(loaded.targets) or 'Molecules'}, predicted for {Path(given.path).name}"
         targets = dict(zip(columns, loaded.meanings()))
         told = targets, loaded.ends(asked.interval), asked.interval
-        write_report(html, out, title, told, given.files, asked.workers, **loaded.drawing)
+        how = given.files, asked.workers, atom_columns(loaded, asked)
+        write_report(html, out, title, told, *how, **loaded.drawing)
         click.echo(f"{html}: {html.stat().st_size / 1e6:.1f} MB, open it in a browser")
     if lying:
         draw_map(loaded, model, out, (embeddings, lying), given, asked)

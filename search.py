@@ -28,7 +28,7 @@ from moleclip.formats import find_smiles_column, input_kind
 from moleclip.graphs import graph_of
 from moleclip.hitspage import Answer, Hit, write_page
 from moleclip.index import Index
-from moleclip.molecules import Rejected, find_input, read_molecules
+from moleclip.molecules import Rejected, find_input, molecules_at, read_molecules
 from moleclip.pictures import to_drawing
 from moleclip.pixels import to_rgb
 from moleclip.spectra import NMR, Spectrum, read_peaks
@@ -254,13 +254,8 @@ def unlike(model, query, hits):
 
 def read_hits(path, smiles_column, answers):
     """Return the answers, their hits' rows made molecules by one pass through the library."""
-    rows, found = {hit.molecule for answer in answers for hit in answer.hits}, {}
-    with closing(read_molecules(path, smiles_column)) as molecules:
-        for molecule in molecules if rows else ():
-            if molecule.row in rows:
-                found[molecule.row] = molecule
-                if len(found) == len(rows):
-                    break
+    rows = {hit.molecule for answer in answers for hit in answer.hits}
+    found = molecules_at(path, smiles_column, rows)
     return [
         answer._replace(hits=[hit._replace(molecule=found[hit.molecule]) for hit in answer.hits])
         for answer in answers

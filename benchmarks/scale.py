@@ -77,7 +77,7 @@ def plan(pairs, steps):
 def tokens(folder):
     """Return rows: tokens that are computed of a GPU's batch, against those that have ink."""
     pairs = ShardPairs(*stored(folder))
-    both, random = pairs.load(np.arange(0, len(pairs), len(pairs) // BATCH)[:BATCH], 0).both, None
+    both = pairs.load(np.arange(0, len(pairs), len(pairs) // BATCH)[:BATCH], 0).both
     random = numbers(0)
     ink = moved_ink(both, "default", random, 16) + 1  # with the class token
     encoder = Encoder(new_arch(*SCRATCH["nano"], tokens="inked"))

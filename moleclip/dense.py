@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moleclip.losses import MACCS_PACKED, OF_ATOMS, OF_PICTURES, AtomHead, Target, huber, known_mean
+from moleclip.losses import OF_ATOMS, OF_PICTURES, AtomHead, Target, huber, known_mean, with_keys
 from moleclip.pairs import as_tensors, digest_labels
 from moleclip.targets import IGNORED, Labels
 
@@ -43,10 +43,7 @@ class DenseHeads(nn.Module):
 
     def forward(self, features, atoms):
         """Return {target: what is told of it}, by the names of TARGETS."""
-        told = {name: head(features) for name, head in self.molecules.items()}
-        if "descriptors" in told:
-            both = told["descriptors"]
-            told |= {"descriptors": both[:, :-MACCS_PACKED], "maccs": both[:, -MACCS_PACKED:]}
+        told = with_keys({name: head(features) for name, head in self.molecules.items()})
         if self.atoms is not None:
             told |= {f"atom_{name}": values for name, values in self.atoms(atoms).items()}
         return told

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from moleclip.files import library, open_text, save_whole
-from moleclip.reportpage import REPORTED, draw_lines
+from moleclip.reportpage import REPORTED, draw_lines, fill_page
 
 SIDE, MARGIN, DOT = 900, 60, 5  # pixels of the .png, of its edge, and of a molecule in it
 GREY, PAPER = (196, 201, 208), (255, 255, 255)
@@ -106,10 +106,7 @@ def write_map(path, table, places, training, title, target, files, workers, **op
         molecules.append([*np.round(places[i], 4).astype(float), value, smiles, name, int(row)])
     data = {"title": title, "target": target or "", "molecules": molecules, "images": images}
     data["training"] = np.round(training, 4).astype(float).tolist()
-    text = json.dumps(data)
-    text = text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-    page = Path(__file__).with_name("map.html").read_text(encoding="utf-8").replace('"DATA"', text)
-    save_whole(path, lambda name: name.write_text(page, encoding="utf-8"))
+    fill_page(path, "map.html", data)
     return len(shown)
 
 

@@ -5,12 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from moleclip.features import featurize
 from moleclip.files import save_whole
 from moleclip.hitspage import told
-from moleclip.molecules import Molecule, Rejected
-from moleclip.pixels import inflate, png
-from moleclip.workers import parallel
+from moleclip.molecules import Molecule
+from moleclip.reportpage import draw_molecules
 
 HEADS = ("rank", "made", "smiles", "score", "second score", "SA", "generation")
 BESIDE = ("most alike in the library", "similarity", "row", "name")
@@ -24,9 +22,7 @@ def write_page(path, text, chosen, nearest, workers=None):
     """
     smiles = [made.smiles for made in chosen] + [molecule.smiles for molecule, _ in nearest]
     molecules = [Molecule(i, 0, each) for i, each in enumerate(smiles)]
-    images = []
-    for _, found in parallel(featurize, molecules, workers):
-        images.append("" if isinstance(found, Rejected) else png(inflate(found.streams[0])))
+    images = draw_molecules(molecules, workers)
     heads = "".join(f"<th>{head}</th>" for head in (*HEADS, *BESIDE))
     rows = [
         row_of(rank, made, *near, images[rank - 1], images[len(chosen) + rank - 1])

@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moleclip.features import featurize
 from moleclip.files import save_whole
-from moleclip.molecules import Molecule, Rejected
+from moleclip.molecules import Molecule
 from moleclip.peaktables import clean
-from moleclip.pixels import inflate, png
+from moleclip.pixels import png
+from moleclip.reportpage import draw_molecules
 from moleclip.spectra import NMR, Spectrum, peak_distance
-from moleclip.workers import default_workers, parallel
+from moleclip.workers import default_workers
 
 SHOWN = 1000  # hits in the page: 5 MB
 WIDTH, HEIGHT, MIDDLE, MARGIN = 340, 110, 52, 12  # of a plot, in its own units
@@ -74,9 +74,8 @@ def draw_hits(hits, max_atoms, workers):
     """Return {row: PNG in base64} of the hits' molecules that can be drawn."""
     molecules = {hit.molecule.row: hit.molecule for hit in hits}
     crew = min(workers or default_workers(), 1 + len(molecules) // 64)
-    drawn = parallel(featurize, molecules.values(), crew, max_atoms=max_atoms)
-    good = [(m, result) for m, result in drawn if not isinstance(result, Rejected)]
-    return {m.row: png(inflate(result.streams[0])) for m, result in good}
+    images = draw_molecules(molecules.values(), crew, max_atoms=max_atoms)
+    return {row: image for row, image in zip(molecules, images) if image}
 
 
 def section(answer, drawings, kept, modality):

@@ -133,6 +133,11 @@ def tell(heads, features):
     """Return what the heads say of each target, by name; one head tells descriptors and keys."""
     names = [name for name in heads if name != "atoms" and name not in BOTH_VIEWS]
     told = {name: heads[name](features) for name in names}
+    return with_keys(told)
+
+
+def with_keys(told):
+    """Return what heads say, {name: tensor}, with "maccs" apart from "descriptors"."""
     if "descriptors" in told:
         both = told["descriptors"]
         told |= {"descriptors": both[:, :-MACCS_PACKED], "maccs": both[:, -MACCS_PACKED:]}

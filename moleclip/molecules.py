@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import zlib
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -98,6 +99,18 @@ def read_molecules(path, smiles_column=None):
     """
     for row, record in numbered(path, smiles_column):
         yield Molecule(row, *in_smiles(record))
+
+
+def molecules_at(path, smiles_column, rows):
+    """Return {row: Molecule} of some rows of a file, by one pass that ends with the last."""
+    wanted, found = {*map(int, rows)}, {}
+    with closing(read_molecules(path, smiles_column)) as molecules:
+        for molecule in molecules if wanted else ():
+            if molecule.row in wanted:
+                found[molecule.row] = molecule
+                if len(found) == len(wanted):
+                    break
+    return found
 
 
 def numbered(path, smiles_column=None):

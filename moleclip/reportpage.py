@@ -5,7 +5,7 @@ import itertools
 import json
 from pathlib import Path
 
-from moleclip.explain import ENDING, draw_contributions, scale_of
+from moleclip.explain import draw_contributions, scale_of
 from moleclip.features import featurize
 from moleclip.files import open_text, save_whole
 from moleclip.molecules import Molecule, Rejected
@@ -15,30 +15,33 @@ from moleclip.workers import parallel
 REPORTED = 5000  # rows in the page of --html: 15 MB; no browser likes a larger one
 
 
-def write_report(path, table, title, told, files, workers, **options):
+def write_report(path, table, title, told, files, workers, explained=(), **options):
     """Write one page of a finished predictions.csv, each row with its picture as the model saw it.
 
     It needs no other file. told: {column to stress: what its numbers are}, [(low, high), ...] of
     intervals' columns, and the share of molecules that they hold; files: of picture input, by row,
-    or None; options: those of `featurize`.
+    or None; explained: columns of what atoms carry, which are drawn instead; options: those of
+    `featurize`.
     """
     header, lines, more = read_head(table)
-    images = [[image] * bool(image) for image in draw_lines(lines, files, workers, **options)]
     data = dict(zip(("targets", "intervals", "level"), told))
-    data |= {"title": title, "columns": header, "more": more, "scales": {}}
-    for place, name in enumerate(header):
-        if name.endswith(ENDING):
-            scale, maps = draw_maps(lines, place, workers)
-            data["scales"][name] = f"{scale:.2g}"
-            first = not any(known in data["scales"] for known in header[:place])
-            for row, image in zip(images, maps):
-                row[: len(row) if first else 0] = []
-                row += [image] * bool(image)
-    text = json.dumps(data | {"rows": lines, "images": images})
+    data |= {"title": title, "columns": header, "more": more, "rows": lines, "scales": {}}
+    if explained:
+        maps = [draw_maps(lines, header.index(name), workers) for name in explained]
+        data["scales"] = {name: f"{scale:.2g}" for name, (scale, _) in zip(explained, maps)}
+        drawn = zip(*(images for _, images in maps))
+    else:
+        drawn = zip(draw_lines(lines, files, workers, **options))
+    data["images"] = [[image for image in images if image] for images in drawn]
+    fill_page(path, "page.html", data)
+
+
+def fill_page(path, template, data):
+    """Write a page that has its data in itself. template: a file beside this one."""
     # Nothing in it can end the script or begin a tag.
+    text = json.dumps(data)
     text = text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-    page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    page = page.replace('"DATA"', text)
+    page = Path(__file__).with_name(template).read_text(encoding="utf-8").replace('"DATA"', text)
     save_whole(path, lambda name: name.write_text(page, encoding="utf-8"))
 
 
@@ -49,8 +52,16 @@ def draw_lines(lines, files, workers, **options):
         row, text = int(line[0]), line[1]
         text = str(files[row]) if files else text
         molecules.append(Molecule(row, 0, text, line[2], problem=line[-1]))
-    drawn = parallel(featurize, molecules, workers, pictures=bool(files), **options)
+    return draw_molecules(molecules, workers, pictures=bool(files), **options)
+
+
+def draw_molecules(molecules, workers, **options):
+    """Return a PNG in base64 of each Molecule, "" of what can't be drawn.
+
+    options: those of `featurize`.
+    """
     failed = lambda result: isinstance(result, Rejected)
+    drawn = parallel(featurize, molecules, workers, **options)
     return ["" if failed(result) else png(inflate(result.streams[0])) for _, result in drawn]
 
 

@@ -37,16 +37,19 @@ def training_fingerprints(tables, parts=("train",)):
     fingerprints: the distinct ones of MAX_FINGERPRINTS molecules at most, uint8 (n, 256). An
     ensemble's are of what any member has seen.
     """
-    trained = (line for table in tables for line in table if line.get("split") in parts)
-    smiles = sorted({line["smiles"] for line in trained})
-    kept = smiles
-    if len(smiles) > MAX_FINGERPRINTS:
-        chosen = np.random.default_rng(0).permutation(len(smiles))[:MAX_FINGERPRINTS]
-        kept = [smiles[i] for i in np.sort(chosen)]
+    kept, count = trained_smiles(tables, parts, MAX_FINGERPRINTS)
     bar = tqdm(kept, desc="fingerprints", disable=None, leave=False)
     molecules = [Chem.MolFromSmiles(text) for text in bar]
     packed = [pack_fingerprint(molecule) for molecule in molecules if molecule is not None]
-    return (np.unique(np.stack(packed), axis=0), len(smiles)) if packed else (None, 0)
+    return (np.unique(np.stack(packed), axis=0), count) if packed else (None, 0)
+
+
+def trained_smiles(tables, parts, most):
+    """Return (training molecules, sorted, at most so many by chance; how many there are)."""
+    trained = (line for table in tables for line in table if line.get("split") in parts)
+    smiles = sorted({line["smiles"] for line in trained})
+    chosen = np.random.default_rng(0).permutation(len(smiles))[:most]
+    return [smiles[i] for i in np.sort(chosen)], len(smiles)
 
 
 def training_means(table, checkpoint, parts):
@@ -72,13 +75,9 @@ def training_map(deployed, tables, parts, drawn):
 
     Of more than MAPPED it holds so many, chosen at random. drawn: how they have to be drawn.
     """
-    trained = (line for table in tables for line in table if line.get("split") in parts)
-    smiles = sorted({line["smiles"] for line in trained})
+    smiles, _ = trained_smiles(tables, parts, MAPPED)
     if "embedding" not in deployed.names or len(smiles) < 3:
         return None
-    if len(smiles) > MAPPED:
-        chosen = np.random.default_rng(0).permutation(len(smiles))[:MAPPED]
-        smiles = [smiles[i] for i in np.sort(chosen)]
     how = {name: drawn[name] for name in ("max_atoms", "r_groups") if name in drawn}
     how |= {"counts": True, "graph": True, "drawn": "images" in deployed.inputs}
     found, bar = [], tqdm(total=len(smiles), desc="map", disable=None, leave=False)

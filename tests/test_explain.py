@@ -1,10 +1,13 @@
 """Which atoms a prediction comes from: of models whose answer is known, and as the table has it."""
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import invoke, mistake, rows_of
+from rdkit import Chem
 
 import predict
 from moleclip.explain import contributions, erased, explained, fewer_counts, places_in, without_atom
@@ -79,25 +82,31 @@ def test_a_graph_without_an_atom_is_that_of_the_rest():
     assert len(without_atom(graph_of(0, "C"), 0).atoms) == 1
 
 
-def test_places_of_a_spelling():
-    for smiles in (*SPELLED, "[H]OC", "[CH3:7][OH:2]", "C.CO"):
-        molecule = parse(smiles)
-        letters = [letter for letter in smiles if letter in "CNOc" and letter != "l"]
-        kinds = [molecule.GetAtomWithIdx(int(i)).GetSymbol() for i in places_in(smiles)]
-        assert [letter.upper() for letter in letters] == [k[0] for k in kinds if k != "Cl"] or (
-            "Cl" in kinds
-        )
+def kind(atom):
+    return atom.GetSymbol(), atom.GetDegree(), atom.GetTotalNumHs(), atom.GetIsAromatic()
+
+
+@pytest.mark.parametrize("smiles", [*SPELLED, "[H]OC", "[CH3:7][OH:2]", "C.CO", "OCC(N)=O"])
+def test_places_of_a_spelling(smiles):
+    """Each atom as written is that of the canonical molecule; so are its neighbours."""
+    written, canonical, places = Chem.MolFromSmiles(smiles), parse(smiles), places_in(smiles)
+    assert sorted(places) == list(range(canonical.GetNumAtoms()))
+    for atom, place in zip(written.GetAtoms(), places):
+        there = canonical.GetAtomWithIdx(int(place))
+        assert kind(there) == kind(atom)
+        near = {int(places[other.GetIdx()]) for other in atom.GetNeighbors()}
+        assert near == {other.GetIdx() for other in there.GetNeighbors()}
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("a.smi").write_text("CCO\nbroken\nc1ccccc1O\nCCO\n")
+    Path("a.csv").write_text("smiles,num_atoms\nCCO,3\nbroken,0\nc1ccccc1O,7\nCCO,3\n")
 
 
 def test_the_table_has_what_adds_up(road, here):
-    words = road / "model.onnx", "a.smi", "--explain", "--html", "a.html", "--workers", 1
-    invoke(predict.main, *words)
+    words = road / "model.onnx", "a.csv", "--explain", "--html", "a.html", "--workers", 1
+    invoke(predict.main, *words, "--keep-columns")
     rows = rows_of("predictions.csv")
     model = OnnxModel(road / "model.onnx")
     target = model.targets[0]
@@ -108,7 +117,9 @@ def test_the_table_has_what_adds_up(road, here):
         predicted = float(row[next(c for c in row if c.startswith(target))])
         assert sum(values) == pytest.approx(predicted - model.means[0], abs=2e-3)
     assert rows[0][f"{target}_atoms"] == rows[3][f"{target}_atoms"]
-    assert f"{target}_atoms" in open("a.html").read()
+    data = json.loads(re.search(r'json">(.*?)</script>', open("a.html").read())[1])
+    assert [*data["scales"]] == [f"{target}_atoms"]  # not the table's own num_atoms
+    assert [len(images) for images in data["images"]] == [1, 0, 1, 1]
     invoke(predict.main, *words[:3], "-o", "b.csv", "--workers", 1, "--batch", 2)
     again = [values_of(row[f"{target}_atoms"]) for row in rows_of("b.csv")]
     assert again[2] == pytest.approx(
@@ -117,5 +128,5 @@ def test_the_table_has_what_adds_up(road, here):
 
 
 def test_what_cant_be_explained_is_said_in_a_line(road, here):
-    words = road / "model.onnx", "a.smi", "--explain"
+    words = road / "model.onnx", "a.csv", "--explain"
     assert "leave out --views" in mistake(predict.main, *words, "--views", 2)

@@ -76,6 +76,6 @@ def test_one_molecule_can_be_edited(models):
 
 def test_mistakes_are_said_in_a_line(models):
     words = models / "one.onnx", models / "library.smi", "--text"
-    assert "is empty" in mistake(generate.main, *words, " ", code=2)
+    assert "--text: no text" in mistake(generate.main, *words, " ")
     assert "--from C1CC: " in mistake(generate.main, *words, "x", "--from", "C1CC")
     assert "give a file" in mistake(generate.main, words[0], "-", "--text", "x", code=2)
