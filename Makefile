@@ -29,7 +29,7 @@ demo: .venv/ready  ## set up and run all six stations on real molecules (3 minut
 	$(BIN)/python cluster.py data/chembl_3000.smi --k 30 --k 300 -o demo/labels.npz
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node=2 pretrain.py --shards demo/shards --labels demo/labels.npz \
 	    --init bundled --lr 5e-6,5e-4 --loss contrastive=1,classes=0.1 --batch 64 --steps 10 --log-every 2 -o demo/encoder.pt
-	$(BIN)/python finetune.py --data data/esol.csv --init demo/encoder.pt --freeze --epochs 200 --patience 40 --lr-head 1e-3 -o $(SOLUBILITY)
+	$(BIN)/python finetune.py --data data/esol.csv --init demo/encoder.pt --freeze -o $(SOLUBILITY)
 	$(BIN)/python export.py $(SOLUBILITY) -o demo/model.onnx
 	$(BIN)/python predict.py demo/model.onnx data/new_molecules.txt -o demo/predictions.csv
 	@$(BIN)/python -c "$$SUMMARY"

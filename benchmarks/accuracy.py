@@ -28,6 +28,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -198,14 +199,19 @@ def run_cell(cell):
 
 
 def finetuned(cell):
-    """Run finetune.py, unless the very run is there, and return the facts of its made_by.json."""
-    out, made_by = cell.folder, cell.folder / "made_by.json"
+    """Run finetune.py, unless the very run is there, and return the facts of its made_by.json.
+
+    Among them are the seconds that it took, where it was not made of what another run had begun.
+    """
+    out, made_by, took = cell.folder, cell.folder / "made_by.json", {}
     if not (out / "metrics.json").exists():
         start = ["finetune.py"] if cell.baselines else ["-c", WITHOUT_BASELINES]
         words = [*command_words(cell, split_of(cell)), *cell.start(cell.init), "-o", str(out)]
+        fresh, began = not out.exists(), time.perf_counter()
         subprocess.run([sys.executable, *start, *words], cwd=ROOT, check=True)
+        took = {"seconds": round(time.perf_counter() - began, 1)} if fresh else {}
     if not made_by.exists():
-        made = cell.made_of() | surroundings(("torch", "rdkit", "scikit-learn"))
+        made = cell.made_of() | surroundings(("torch", "rdkit", "scikit-learn")) | took
         save_json(made_by, made)
     return json.loads(made_by.read_text())
 

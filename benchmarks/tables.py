@@ -9,6 +9,7 @@ empty.
 
 import re
 import sys
+from itertools import product
 
 from record import RESULTS, ROOT, read_csv
 
@@ -29,16 +30,23 @@ OURS = {
     "ECFP + random forest": "ECFP + random forest",
     "ECFP + MLP": "ECFP + MLP",
     "DINOv2-S, frozen": "DINOv2-S frozen",
+    "first bundled, frozen": "first bundled frozen",
     "bundled, frozen": "bundled frozen",
     "scratch, finetuned": "scratch finetuned",
     "DINOv2-S, finetuned": "DINOv2-S finetuned",
+    "first bundled, finetuned": "first bundled finetuned",
     "bundled, finetuned": "bundled finetuned",
 }
+CHOSEN = {"ECFP, fingerprints": "fingerprints, best head", "bundled, heads": "bundled, best head"}
+PEERS = {
+    "chemprop": "chemprop",
+    "RDKit descriptors + random forest": "RDKit descriptors + random forest",
+}
 FIRST_LOOK = (
-    "ECFP + random forest",
-    "ECFP + MLP",
-    "DINOv2-S, frozen",
+    "chemprop",
+    "ECFP, fingerprints",
     "bundled, frozen",
+    "bundled, heads",
     "bundled, finetuned",
 )
 SHARE = "of the training mean's"  # error: a column of likeness.csv
@@ -87,8 +95,9 @@ def by_most_seeds(rows):
 
 
 def accuracy_rows(name, metric):
-    """Return {model: row} of a set's figures in one metric."""
-    rows = by_most_seeds(results("accuracy"))
+    """Return {model: row} of a set's figures in one metric, others' programs among them."""
+    rows = [row | {"model": row["peer"]} for row in results("peers")]
+    rows += by_most_seeds(results("accuracy"))
     return {row["model"]: row for row in rows if (row["set"], row["metric"]) == (name, metric)}
 
 
@@ -101,13 +110,35 @@ def compared(models, others):
         ours = accuracy_rows(name, metric)
         cells = [interval(ours.get(model)) for model in models]
         rows.append([title, *cells, *(theirs.get((name, model), "") for model in others)])
-    titles = [OURS[model] for model in models] + [f"{model}, published" for model in others]
+    names = OURS | CHOSEN | PEERS
+    titles = [names[model] for model in models] + [f"{model}, published" for model in others]
     return markdown(["set, split, metric", *titles], rows)
 
 
 def accuracy():
     """All our models and the published ones."""
     return compared(OURS, PUBLISHED)
+
+
+def heads():
+    """The heads that held-out folds chose, fingerprints alone, and what others would pick."""
+    return compared((*PEERS, "ECFP + MLP", *CHOSEN, "bundled, frozen"), PUBLISHED)
+
+
+def rival():
+    """Sets by the chosen heads with and without pictures: scores, paired difference, heads."""
+    found, rows = {row["set"]: row for row in results("rival")}, []
+    for name, title in SETS.items():
+        row = found.get(name)
+        cells = [""] * 6
+        if row:
+            span = f"{float(row['low']):+.2g} to {float(row['high']):+.2g}, {row['over']}"
+            cells = [number(row["ours"]), number(row["rival"]), f"{float(row['less']):+.2g}"]
+            cells += [f"{span}: {row['verdict']}", row["our heads"]]
+            cells += [f"{row['our seconds a seed']} s"]
+        rows.append([f"{', '.join(title.split(', ')[:2])}, {row['metric'] if row else ''}", *cells])
+    header = ["set, split", "pictures too", "fingerprints alone", "difference", "95%, over"]
+    return markdown([*header, "heads chosen (seeds)", "a seed takes"], rows)
 
 
 def summary():
@@ -120,9 +151,10 @@ def transfer():
     ours = accuracy_rows("phosphines_yield", "MAE")
     theirs = {row["model"]: row["mean"] for row in published() if row["set"] == "phosphines_yield"}
     rows = []
-    for way in ("frozen", "finetuned"):
-        starts = [ours.get(f"{start}, {way}") for start in ("bundled", "bundled then Kraken")]
-        rows.append([f"bundled {way}", *map(interval, starts)])
+    for start, way in product(("first bundled", "bundled"), ("frozen", "finetuned")):
+        cells = [ours.get(f"{each}, {way}") for each in (start, f"{start} then Kraken")]
+        if any(cells):
+            rows.append([f"{start} {way}", *map(interval, cells)])
     published_row = [theirs["MoleCLIP"], theirs["MoleCLIP then Kraken"]]
     rows.append(["MoleCLIP, finetuned, published", *published_row])
     header = ["phosphine yield, random, MAE as fraction", "as it is"]
@@ -288,16 +320,20 @@ def tokens():
     return markdown(["DINOv2-S", "tokens", "cosine between the modes", *sets], rows)
 
 
+PROBED = {  # encoder of probe.csv: its title, drawings it learned from after the first's
+    "ecfp": ("ECFP counts", ""),
+    "first": ("the first bundled one", "0"),
+    "step1200": ("step 1,200", "154,000"),
+    "step3200": ("step 3,200", "410,000"),
+    "encoder": ("step 3,908: bundled", "500,000"),
+}
+
+
 def probe():
     """What frozen features are worth, by the drawings that an encoder has learned from.
 
     Within training and validation parts.
     """
-    names = {
-        "ecfp": "ECFP counts",
-        "first": "bundled",
-        "step208": "208 steps more, with atoms; not released",
-    }
     sets = {
         "esol": "ESOL, log mol/L",
         "freesolv": "FreeSolv, kcal/mol",
@@ -308,9 +344,11 @@ def probe():
         "nhcs": "NHCs, e",
         "phosphines_yield": "phosphine yield",
     }
-    found = {row["encoder"]: row for row in results("probe")}
-    rows = [[title, *(number(found[name][key]) for key in sets)] for name, title in names.items()]
-    return markdown(["", *sets.values()], rows)
+    found, rows = {row["encoder"]: row for row in results("probe")}, []
+    for name, title in PROBED.items():
+        if name in found:
+            rows.append([*title, *(number(found[name][key]) for key in sets)])
+    return markdown(["", "drawings", *sets.values()], rows)
 
 
 def trials():
@@ -353,6 +391,8 @@ def nodes():
 
 TABLES = {
     "accuracy": accuracy,
+    "heads": heads,
+    "rival": rival,
     "summary": summary,
     "speed": speed,
     "transfer": transfer,
