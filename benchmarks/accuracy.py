@@ -6,9 +6,11 @@
     python benchmarks/accuracy.py frozen --init bundled --name bundled --study fractions
     python benchmarks/accuracy.py heads --init bundled --name bundled
     python benchmarks/accuracy.py fingerprints --name ECFP
+    python benchmarks/accuracy.py graph --init aligned.pt --name "graph by 13C"
 
 Minutes to an hour each on 2 cores. frozen is the MLP on pictures; heads what held-out folds choose
-for the frozen encoder, fingerprints the same without pictures: its rival. r-groups: original
+for the frozen encoder, fingerprints the same without pictures: its rival. graph is the MLP on a
+frozen encoder of graphs (--init none: an untrained one), graph-finetuned both. r-groups: original
 pictures and R-groups; fractions: 10 and 30% of ESOL's training part. The transfer from Kraken's
 buried volumes to the yields: --init benchmarks/runs/kraken-finetuned-bundled-*/model.pt --name
 "bundled then Kraken" --sets phosphines_yield. Each cell is one command of finetune.py, which stands
@@ -58,6 +60,8 @@ WAYS = {
     "finetuned": "--head mlp --batch 32 --lr-head 1e-4",
     "heads": "--freeze",
     "fingerprints": "--features ecfp",  # the rival: without an encoder
+    "graph": "--features graph --freeze --epochs 200 --patience 40 --lr-head 1e-3,4e-4,1e-4",
+    "graph-finetuned": "--features graph --head mlp --lr-head 1e-3 --patience 20",
 }
 # Of `finetuned`, what hours of 2 cores allow; on a part of ESOL's training part more.
 EPOCHS = {"esol": 8, "freesolv": 8, "nhcs": 25, "phosphines_yield": 25, "kraken": 6}
@@ -120,7 +124,8 @@ class Cell(NamedTuple):
 
     def start(self, init):
         """Return the words of --init; fingerprints have no encoder to start from."""
-        return [] if self.way == "fingerprints" else ["--init", init]
+        option = "--graph" if self.way.startswith("graph") else "--init"
+        return [] if self.way == "fingerprints" else [option, init]
 
     @property
     def folder(self):
@@ -297,7 +302,7 @@ def chosen_sets(way, study, sets):
 )
 def main(way, init, name, study, sets, seeds, lr_encoder):
     """Add a column to a table of accuracy: the encoder --init, frozen or finetuned."""
-    if (init == "none") != (way == "fingerprints"):
+    if not way.startswith("graph") and (init == "none") != (way == "fingerprints"):
         raise click.BadParameter(f"{way} with {init}", param_hint="--init")
     if way != "finetuned" and lr_encoder:
         raise click.BadParameter("a frozen encoder doesn't learn", param_hint="--lr-encoder")

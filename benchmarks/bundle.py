@@ -27,7 +27,7 @@ from rdkit import Chem, RDLogger
 from record import ROOT
 
 from moleclip.features import overlap
-from moleclip.files import save_whole
+from moleclip.files import save_json, save_whole
 from moleclip.molecules import read_molecules
 from moleclip.seen import molecule_hashes
 from moleclip.weights import load_checkpoint, save_checkpoint
@@ -104,10 +104,13 @@ def release(encoder):
     half = {name: value.half() for name, value in checkpoint["encoder"].items()}
     assert all(torch.isfinite(value).all() for value in half.values())
     facts = {key: checkpoint[key] for key in ("arch", "step", "config", "metrics")}
+    own = {key: Path(facts["config"][key]).name for key in ("shards", "labels")}
+    facts["config"] |= own  # in which folder they lay is of no use to others
     save_checkpoint(RELEASED, encoder=half, **facts)
+    save_json(RELEASED.with_suffix(".json"), facts)
     digest = hashlib.sha256(RELEASED.read_bytes()).hexdigest()
     RELEASED.with_suffix(".pt.sha256").write_text(f"{digest}  {RELEASED.name}\n")
-    for suffix in (".json", ".log.jsonl", ".curves.png"):
+    for suffix in (".log.jsonl", ".curves.png"):
         shutil.copy(Path(encoder).with_suffix(suffix), RELEASED.with_suffix(suffix))
     size = RELEASED.stat().st_size / 1e6
     print(f"{RELEASED}: {size:.1f} MB, step {checkpoint['step']}, SHA-256 {digest}")

@@ -30,7 +30,7 @@ DRAWS = 1000  # of test molecules
 
 def cells(name, seeds):
     """Return the accuracy.Cell of the encoder's heads, and of the rival's."""
-    ours = accuracy.Cell("sets", name, "", "heads", INIT, INIT, seeds, "", False)
+    ours = accuracy.Cell("sets", name, "", "heads", INIT, INIT, seeds, "1e-5", False)
     return ours, ours._replace(way="fingerprints", init="none", name="ECFP")
 
 
