@@ -11,14 +11,11 @@ that predict.py can tell a molecule that is unlike them all. It is checked again
 molecules before it gets its name.
 """
 
-import logging
-import tempfile
 from pathlib import Path
 
 import click
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from rdkit import rdBase
 
@@ -37,17 +34,19 @@ from moleclip.deploy import (
 )
 from moleclip.encoders import restore_encoders
 from moleclip.features import featurize
-from moleclip.files import check_output, save_whole
+from moleclip.files import ROOT, check_output, save_whole
 from moleclip.model import FrozenModel
-from moleclip.molecules import Rejected
+from moleclip.molecules import Rejected, read_molecules
 from moleclip.onnxfacts import metadata_props
-from moleclip.session import feed
+from moleclip.quantize import to_int8, turned
+from moleclip.session import feed, new_session
 from moleclip.trained import table_beside, training_fingerprints, training_map, training_means
 from moleclip.weights import load_checkpoint, load_encoder
 from moleclip.workers import try_item
 
 LARGEST = 1.9e9  # bytes: a file of ONNX's kind ends at 2 GiB
 BYTES = {"fp32": 4, "fp16": 2, "int8": 4}  # of a weight while the file is made
+CALIBRATION, AT_ONCE = 128, 8  # molecules, for int8
 # What a file may differ from PyTorch's fp32: worst and mean difference of a prediction, of the
 # label's scale (its standard deviation in training; 1 for a probability), and the smallest cosine
 # of an embedding. fp32 differs by the order of sums only. The others must stay far below what a
@@ -146,38 +145,29 @@ def to_onnx(deployed, precision):
     """Return the ONNX model, with a dynamic batch."""
     # A batch of 1 as the example would be burnt into the graph, hence 2.
     examples = as_tensors(deployed, probes(PROBES[:2]))
-    module = to_fp16(deployed) if precision == "fp16" else deployed
+    kinds = {"fp16": to_fp16, "int8": turned}
+    module = kinds[precision](deployed) if precision in kinds else deployed
     own = {"atoms": "atoms", "owner": "atoms", "bonds": "bonds", "kinds": "bonds"}
     known = {name: torch.export.Dim(name) for name in ("batch", "atoms", "bonds")}
     sizes = tuple({0: known[own.get(name, "batch")]} for name in deployed.inputs)
     model = traced(module, examples, deployed.inputs, deployed.names, (sizes,))
-    return to_int8(model) if precision == "int8" else model
+    return to_int8(model, calibration(deployed)) if precision == "int8" else model
 
 
-def to_int8(model):
-    """Return an ONNX model with the encoder's matrix products in int8.
+def calibration(deployed):
+    """Return what a model is given of molecules of ChEMBL, which the rounding of int8 is fitted to.
 
-    Their inputs are scaled while it runs; convolutions would be slower so.
+    A list of {input: array}, of some molecules each.
     """
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+    molecules = list(read_molecules(str(ROOT / "data" / "chembl_3000.smi")))
+    given = probes([each.smiles for each in molecules[:: len(molecules) // CALIBRATION]])
+    parts = [given[start : start + AT_ONCE] for start in range(0, len(given), AT_ONCE)]
+    return [by_name(deployed, as_tensors(deployed, part)) for part in parts]
 
-    del model.graph.value_info[:]  # quantize_dynamic takes its own and refuses these
-    kept = ("head.", "gin.")  # what names of weights say that aren't of pictures
-    nodes = model.graph.node
-    heads = [node.name for node in nodes if any(k in i for i in node.input for k in kept)]
-    heads += [f"{name}_MatMul" for name in heads]  # which it calls a Gemm
-    logging.getLogger().setLevel(logging.ERROR)  # it advises a preprocessing that has no use here
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "int8.onnx"
-        quantize_dynamic(
-            model,
-            path,
-            op_types_to_quantize=["MatMul", "Gemm"],
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            nodes_to_exclude=heads,
-        )
-        return onnx.load(path)
+
+def by_name(deployed, tensors):
+    """Return {input: array} of what `as_tensors` gave."""
+    return {name: tensor.numpy() for name, tensor in zip(deployed.inputs, tensors)}
 
 
 def probes(smiles=PROBES):
@@ -199,15 +189,14 @@ def compare(deployed, path, given):
     None without any.
     """
     count = len(given)
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = new_session(path, "CPUExecutionProvider")
     ends = np.cumsum([0, *BATCHES, max(4, count - sum(BATCHES))])
     gaps, cosines, names = [], [], deployed.names
     for begin, end in zip(ends, ends[1:]):
         part = as_tensors(deployed, given[begin:end])
         with torch.no_grad():
             told = [output.numpy() for output in deployed(*part)]
-        arrays = {name: tensor.numpy() for name, tensor in zip(deployed.inputs, part)}
-        got = dict(zip(names, session.run(names, arrays)))
+        got = dict(zip(names, session.run(names, by_name(deployed, part))))
         for name, wanted in zip(names, told):
             if name == "embedding":
                 cosines.append(cosines_of(got[name], wanted))

@@ -81,7 +81,16 @@ def new_session(path, provider):
     options.intra_op_num_threads = default_workers()
     # Threads that wait leave the cores to the drawing.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not has_vnni():  # without, the quicker product of int8 lets sums overflow, by 1 to 3%
+        options.add_session_config_entry("session.x64quantprecision", "1")
     return onnxruntime.InferenceSession(str(path), options, providers=[provider])
+
+
+def has_vnni():
+    """Tell whether this processor is known to sum products of int8 without overflow."""
+    with suppress(OSError):
+        return "vnni" in Path("/proc/cpuinfo").read_text()
+    return False
 
 
 def try_out(session):

@@ -1,5 +1,6 @@
 """export.py: one file of a model, an ensemble or an encoder, that gives what PyTorch gives."""
 
+import functools
 import shutil
 
 import numpy as np
@@ -195,7 +196,9 @@ def test_what_means_different_things_is_no_ensemble(road, tmp_path, capsys):
 def test_precisions_stay_within_their_bounds(road, tmp_path, precision, request, monkeypatch):
     run, out = road / "runs" / "solubility", tmp_path / "m.onnx"
     if precision == "int8":  # it begins with the graph that the road has already
-        request.getfixturevalue("prebuilt")(change=export.to_int8)
+        fitted = [{"images": export.probe_pictures()}]
+        change = functools.partial(export.to_int8, given=fitted)
+        request.getfixturevalue("prebuilt")(change=change)
     words = run, "--precision", precision, "-o"
     assert "cosine" in invoke(export.main, *words, out)
     images = export.probe_pictures()

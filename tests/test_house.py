@@ -19,10 +19,10 @@ GROUND = [  # without torch; each may import from those before it
 UPPER = [
     *("device", "transfer", "augment", "encoder", "gin", "embedder", "weights", "encoders"),
     *("seen", "pairs", "losses", "trainstate", "labels", "splits", "table", "metrics"),
-    *("training", "gp", "forest", "model", "deploy", "trained", "heads", "choice", "results"),
-    *("plots", "runs", "grid", "stages", "experiment", "transformer", "queries", "dense"),
-    *("correlation", "counted", "aligned", "pairtable", "textpairs", "alignscores"),
-    *("alignstate", "alignstep", "alignedfile"),
+    *("training", "gp", "forest", "model", "deploy", "quantize", "trained", "heads", "choice"),
+    *("results", "plots", "runs", "grid", "stages", "experiment", "transformer", "queries"),
+    *("dense", "correlation", "counted", "aligned", "pairtable", "textpairs"),
+    *("alignscores", "alignstate", "alignstep", "alignedfile"),
 ]
 FLOORS = GROUND + UPPER
 HEAVY = {"torch", "clip", "sklearn", "scipy", "onnx"}
@@ -101,7 +101,7 @@ def test_every_part_of_moleclip_has_its_floor():
     assert sorted(path.stem for path in (ROOT / "moleclip").glob("*.py")) == sorted(FLOORS)
     # 26 files of 300 lines can't hold what the issues after the house's ask for; nor can 48 the
     # second and third system, ACML and MoMu
-    assert len(FLOORS) <= 84
+    assert len(FLOORS) <= 86
 
 
 def test_contributing_has_the_order_of_floors():
