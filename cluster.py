@@ -380,11 +380,11 @@ def main(source, out, ks, labels, sweep, others, workers, max_atoms, smiles_colu
     left, told = find_left_out(source, facts, others, workers)
     packed, readable = all_keys(source, facts, workers, kind)
     members = ~left[readable]
+    if not members.any():
+        raise click.ClickException(f"{source}: --leave-out leaves none of its molecules")
     keys, scale = scale_keys(packed, kind, members, scale)
     if sweep:
         return sweep_to(folder, source, keys, facts["seed"], kind)
-    if not members.any():
-        raise click.ClickException(f"{source}: --leave-out leaves none of its molecules")
     if labels:
         facts["assigned_from"] = origin
     sets = sets or fit_all(source, keys[members], ks or DEFAULT_KS, facts["seed"], kind)

@@ -346,6 +346,23 @@ def views():
     return markdown([*header, "4 take", "seeds whose head sees drawings"], rows) if rows else ""
 
 
+def embedding_map():
+    """Sets by encoder: how far apart scaffolds lie, and the figure."""
+    found = {}
+    for row in results("embedding_map"):
+        found.setdefault(row["set"], {})[row["encoder"]] = row
+    if not found:
+        return ""
+    encoders, rows = list(next(iter(found.values()))), []
+    for name, by in found.items():
+        first = by[encoders[0]]
+        counts = f"{first['molecules']} molecules of {first['scaffolds']} scaffolds"
+        indices = [number(by[encoder]["Davies-Bouldin"]) for encoder in encoders]
+        rows.append([SETS[name].split(", ")[0], counts, *indices])
+    table = markdown(["Davies-Bouldin's index", "", *encoders], rows)
+    return f"{table}\n\n![t-SNE by scaffold](../benchmarks/results/embedding_map.png)"
+
+
 LOSSES = {
     "second-node-killed": "the second node is killed, agent and process",
     "first-node-killed": "the first node is killed, rank 0's",
@@ -375,6 +392,7 @@ TABLES = {
     "fractions": fractions,
     "likeness": likeness,
     "views": views,
+    "embedding_map": embedding_map,
     "prediction": prediction,
     "training": training,
     "finetuning": finetuning,

@@ -29,7 +29,7 @@ KINDS = {
     "rdkit": Kind("path fingerprints", 2048),
     "descriptors": Kind("sets of descriptors", 64),
 }
-SCALE = "keys_scale"  # in labels.npz: what descriptors are scaled by
+SCALE = "scale_of_keys"  # in labels.npz: what descriptors are scaled by
 
 
 @cache
