@@ -340,6 +340,7 @@ def views():
         less += f" ± {float(row['difference, ci95']):.1g}" if row["difference, ci95"] else ""
         seconds = [f"{number(row[f'seconds, {count}'])} s" for count in (1, 4)]
         title = f"{', '.join(SETS[row['set']].split(', ')[:2])}, {row['metric']}"
+        title += {"heads": ", best head", "frozen": ", MLP on pictures"}[row["way"]]
         seeds = f"{row['drawn']} of {row['seeds']}"
         rows.append([title, *map(interval, found), less, row["molecules"], *seconds, seeds])
     header = ["set, split, metric", "1 drawing", "4 drawings", "difference", "molecules", "1 takes"]
