@@ -1,4 +1,4 @@
-"""Give unlabelled molecules pseudo-labels: K-means clusters of their MACCS keys, a set for each K.
+"""Give unlabelled molecules pseudo-labels: K-means clusters of their keys, a set for each K.
 
     python cluster.py data/chembl_3000.smi --k 30 --k 300       # labels.npz
     python cluster.py data/druglike_20000.smi.gz                # K = 300 and 3000
@@ -23,22 +23,21 @@ from tqdm import tqdm
 from moleclip import options
 from moleclip.blocks import compute_blocks, gather, prepare
 from moleclip.electronic import METHODS
-from moleclip.features import (
-    ATOM,
-    MACCS_BITS,
-    MACCS_BYTES,
-    atom_targets,
-    descriptors,
-    maccs_keys,
-    most_frequent,
-    numbers_in,
-    overlap,
+from moleclip.features import ATOM, atom_targets, descriptors, most_frequent, numbers_in, overlap
+from moleclip.files import check_output, save_arrays, save_table
+from moleclip.keys import (
+    KINDS,
+    distinct_keys,
+    packed_keys,
+    read_centroids,
+    scale_keys,
+    scale_of,
+    scaled,
     unpack_keys,
 )
-from moleclip.files import check_output, read_arrays, save_arrays, save_table
 from moleclip.molecules import Rejected, find_input, input_facts, read_molecules
 from moleclip.plots import plot_sweep
-from moleclip.targets import MAX_SD, UNKNOWN, read_vocabularies
+from moleclip.targets import UNKNOWN, read_vocabularies
 from moleclip.workers import parallel
 
 DEFAULT_KS = (300, 3000)
@@ -49,10 +48,10 @@ VOCABULARY = (512, 2048)  # environments of radius 1 and 2 that an atom has to t
 SWEEP_FROM, SWEEP_TO, SWEEP_STEPS, SWEEP_ROWS = 3, 3000, 12, 20_000
 
 
-def computed(function, source, facts, workers, what):
-    """Yield (row, result) of a function of features.py for each readable row, with a bar."""
+def computed(function, source, facts, workers, what, **how):
+    """Yield (row, result) of a task of `parallel` for each readable row, with a bar."""
     molecules = read_molecules(source, facts["smiles_column"])
-    limit = {"group": 256, "max_atoms": facts["max_atoms"]}
+    limit = {"group": 256, "max_atoms": facts["max_atoms"], **how}
     results = parallel(function, molecules, workers, **limit)
     bar = tqdm(results, total=facts["rows"], unit=" molecules", desc=what, disable=None)
     for molecule, result in bar:
@@ -60,14 +59,15 @@ def computed(function, source, facts, workers, what):
             yield molecule.row, result
 
 
-def all_keys(source, facts, workers=None):
-    """Return packed MACCS keys, uint8 (readable rows, 21), and bool (rows,): which were readable.
+def all_keys(source, facts, workers=None, kind="maccs"):
+    """Return packed keys, uint8 (readable rows, bytes), and bool (rows,): which were readable.
 
     facts: rows, smiles_column, max_atoms. Raises click.ClickException if no row is readable.
     """
-    rows, count = facts["rows"], 0
-    packed, readable = np.zeros((rows, MACCS_BYTES), np.uint8), np.zeros(rows, bool)
-    for row, keys in computed(maccs_keys, source, facts, workers, "MACCS keys"):
+    rows, count, packed = facts["rows"], 0, None
+    readable, title = np.zeros(rows, bool), KINDS[kind].title
+    for row, keys in computed(packed_keys, source, facts, workers, title, kind=kind):
+        packed = np.zeros((rows, len(keys)), np.uint8) if packed is None else packed
         packed[count], readable[row] = np.frombuffer(keys, np.uint8), True
         count += 1
     if not count:
@@ -85,13 +85,8 @@ def all_descriptors(source, facts, workers=None):
         found = np.frombuffer(numbers, np.float32)
         if values is None:
             values = np.full((facts["rows"], len(found)), np.nan, np.float32)
-        values[row] = np.where(np.isfinite(found), found, np.nan)
-    table = np.zeros(values.shape, np.float16)
-    for i, column in enumerate(values.T):
-        column = column.astype(np.float64)
-        scaled = (column - np.nanmean(column)) / (np.nanstd(column) + 1e-9)
-        table[:, i] = np.nan_to_num(scaled.clip(-MAX_SD, MAX_SD))
-    return table
+        values[row] = found
+    return scaled(values, scale_of(values))
 
 
 def all_atoms(source, facts, workers=None, vocabularies=None):
@@ -116,27 +111,20 @@ def all_atoms(source, facts, workers=None, vocabularies=None):
     return arrays | {"atom_numbers": np.ascontiguousarray(atoms["numbers"])}
 
 
-def distinct_keys(packed):
-    """Return the distinct rows, sorted, of packed keys, uint8 (n, 21)."""
-    # As byte strings, which numpy sorts many times faster; of one length, they differ as rows do.
-    strings = np.ascontiguousarray(packed).view(f"S{MACCS_BYTES}")
-    return np.unique(strings).view(np.uint8).reshape(-1, MACCS_BYTES)
-
-
-def kmeans(packed, k, seed):
-    """Return the centroids, float32 (k, 167), of packed keys, uint8 (n, 21).
+def kmeans(packed, k, seed, kind="maccs"):
+    """Return the centroids, float32 (k, width), of packed keys, uint8 (n, bytes).
 
     At least k of the keys have to be distinct.
     """
     from sklearn.cluster import KMeans
 
     if len(packed) >= MINIBATCH_FROM:
-        return kmeans_in_batches(packed, k, seed)
-    model = KMeans(k, n_init=1, random_state=seed).fit(unpack_keys(packed))
+        return kmeans_in_batches(packed, k, seed, kind)
+    model = KMeans(k, n_init=1, random_state=seed).fit(unpack_keys(packed, kind))
     return model.cluster_centers_.astype(np.float32)
 
 
-def kmeans_in_batches(packed, k, seed):
+def kmeans_in_batches(packed, k, seed, kind):
     """As `kmeans`, but only one batch, and the sample for the start, are ever unpacked."""
     from sklearn.cluster import MiniBatchKMeans, kmeans_plusplus
 
@@ -145,7 +133,7 @@ def kmeans_in_batches(packed, k, seed):
     # spot leave one empty. Many of them: a start from 3 k, as scikit-learn takes, is twice as fast
     # but ends with an inertia 1% higher.
     sample = random.choice(keys, min(len(keys), max(MINIBATCH_FROM, 3 * k)), replace=False)
-    start, _ = kmeans_plusplus(unpack_keys(sample), k, random_state=seed)
+    start, _ = kmeans_plusplus(unpack_keys(sample, kind), k, random_state=seed)
     # No reassignment: it would throw small clusters, of which chemistry has many, at random
     # molecules again and again.
     how = {"n_init": 1, "random_state": seed, "compute_labels": False, "reassignment_ratio": 0}
@@ -155,45 +143,43 @@ def kmeans_in_batches(packed, k, seed):
     with tqdm(total=total, unit=" batches", desc=f"k = {k}", disable=None, leave=False) as bar:
         for _ in range(PASSES):
             for members in np.array_split(random.permutation(len(packed)), batches):
-                model.partial_fit(unpack_keys(packed[members]))
+                model.partial_fit(unpack_keys(packed[members], kind))
                 bar.update()
     return model.cluster_centers_.astype(np.float32)
 
 
-def assign(packed, centroids):
-    """Return (labels, inertia) of packed keys, uint8 (n, 21).
+def assign(packed, centroids, kind="maccs"):
+    """Return (labels, inertia) of packed keys, uint8 (n, bytes).
 
     labels: the nearest centroid's number, int32 (n,); inertia: the sum of squared distances to it.
     All labels come from here, so that --assign gives a molecule the label that it had.
     """
-    # In float64 the sums of these float32 numbers are exact, so neither chunks nor threads decide
-    # between near ties.
+    # In float64 the sums over bits of these float32 numbers are exact, so neither chunks nor
+    # threads decide between near ties.
     centroids = centroids.astype(np.float64)
     norms, labels, inertia = np.square(centroids).sum(1), np.empty(len(packed), np.int32), 0.0
     starts = range(0, len(packed), CHUNK)
     for first in tqdm(starts, desc=f"labels, k = {len(centroids)}", disable=None, leave=False):
-        bits = unpack_keys(packed[first : first + CHUNK]).astype(np.float64)
+        numbers = unpack_keys(packed[first : first + CHUNK], kind).astype(np.float64)
         # Without the molecule's own norm, which decides nothing.
-        distances = norms - 2 * bits @ centroids.T
+        distances = norms - 2 * numbers @ centroids.T
         labels[first : first + CHUNK] = chosen = distances.argmin(1)
-        inertia += float(distances[np.arange(len(bits)), chosen].sum() + bits.sum())
+        nearest = distances[np.arange(len(numbers)), chosen]
+        inertia += float(nearest.sum() + np.square(numbers).sum())
     return labels, max(inertia, 0.0)
 
 
 def save_labels(out, packed, readable, left, sets, meta, more):
-    """Label packed keys by the centroids of sets, {k: float32 (k, 167)}, and write labels.npz.
+    """Label packed keys by the centroids of sets, {k: float32 (k, width)}, and write labels.npz.
 
     packed: of the readable rows; those that are left out, bool (rows,), have no label either.
-    more: arrays that are saved along; beside "descriptors" also the keys.
+    more: arrays that are saved along.
     """
     arrays, facts, labelled = {**more}, {}, readable & ~left
-    if "descriptors" in more:
-        arrays["maccs"] = np.zeros((len(readable), MACCS_BYTES), np.uint8)
-        arrays["maccs"][readable] = packed
-    kept = packed[labelled[readable]]
+    kept, kind = packed[labelled[readable]], meta.get("keys", "maccs")
     for k in sorted(sets):
         labels = np.full(len(readable), -1, np.int32)
-        labels[labelled], inertia = assign(kept, sets[k])
+        labels[labelled], inertia = assign(kept, sets[k], kind)
         arrays |= {f"k{k}": labels, f"centroids_k{k}": sets[k]}
         sizes = np.bincount(labels[labelled], minlength=k)
         empty, largest = int((sizes == 0).sum()), int(sizes.max())
@@ -208,6 +194,13 @@ def save_labels(out, packed, readable, left, sets, meta, more):
     click.echo(f"{out}: labels of {len(kept)} molecules{none}")
 
 
+def at_rows(packed, readable):
+    """Return packed keys of the readable rows as those of all rows, 0 where there are none."""
+    table = np.zeros((len(readable), packed.shape[1]), np.uint8)
+    table[readable] = packed
+    return table
+
+
 def find_left_out(source, facts, others, workers=None):
     """Return (which rows of source stand in other files, bool (rows,), what meta says of it)."""
     if not others:
@@ -219,44 +212,19 @@ def find_left_out(source, facts, others, workers=None):
     return left, {"left_out": {"molecules": int(left.sum()), "files": files}}
 
 
-def fit_all(source, packed, ks, seed):
-    """Return {k: centroids float32 (k, 167)}.
+def fit_all(source, packed, ks, seed, kind):
+    """Return {k: centroids float32 (k, width)}.
 
     Raises click.ClickException if there are fewer distinct keys than a k.
     """
     distinct = len(distinct_keys(packed))
     if max(ks) > distinct:
-        raise click.ClickException(
-            f"{source}: --k {max(ks)} is more than its {distinct} distinct MACCS keys; lower --k"
-        )
-    return {k: kmeans(packed, k, seed) for k in sorted(set(ks))}
+        says = f"is more than its {distinct} distinct {KINDS[kind].title}; lower --k"
+        raise click.ClickException(f"{source}: --k {max(ks)} {says}")
+    return {k: kmeans(packed, k, seed, kind) for k in sorted(set(ks))}
 
 
-def read_centroids(path):
-    """Return ({k: centroids float32 (k, 167)}, {"input", "sha256", "seed", "rdkit"}) of labels.npz.
-
-    Raises click.ClickException if it is none.
-    """
-    arrays = read_arrays(path, ("meta",))
-    try:
-        meta = json.loads(str(arrays["meta"]))
-        names = [name for name in arrays if name[:1] == "k" and name[1:].isdigit()]
-        sets = {int(name[1:]): arrays[f"centroids_{name}"] for name in names}
-        whole = sets and all(
-            c.shape == (k, MACCS_BITS) and c.dtype == np.float32 and np.isfinite(c).all()
-            for k, c in sets.items()
-        )
-        origin = {key: meta[key] for key in ("input", "sha256", "seed", "rdkit")}
-    except (ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise click.ClickException(
-            f"{path}: damaged or of another kind; --assign takes a labels.npz that cluster.py made"
-        )
-    return sets, origin
-
-
-def sweep_all(packed, seed):
+def sweep_all(packed, seed, kind):
     """Return (number of molecules, [(k, inertia, empty clusters), ...]) for K from 3 to 3000.
 
     The molecules are a random sample if there are many.
@@ -267,7 +235,7 @@ def sweep_all(packed, seed):
     distinct, table = len(distinct_keys(packed)), []
     ks = sorted({round(k) for k in np.geomspace(SWEEP_FROM, min(SWEEP_TO, distinct), SWEEP_STEPS)})
     for k in tqdm(ks, desc="sweep", unit=" K", disable=None):
-        labels, inertia = assign(packed, kmeans(packed, k, seed))
+        labels, inertia = assign(packed, kmeans(packed, k, seed, kind), kind)
         table.append((k, inertia, k - len(np.unique(labels))))
     return len(packed), table
 
@@ -293,23 +261,24 @@ def find_knee(table):
     return None if knee is None else int(knee)
 
 
-def sweep_to(folder, source, packed, seed):
+def sweep_to(folder, source, packed, seed, kind):
     """Write sweep.csv and sweep.png into a folder.
 
     Raises click.ClickException if the molecules are too alike.
     """
+    title = KINDS[kind].title
     if len(distinct_keys(packed)) < SWEEP_STEPS:
         raise click.ClickException(
-            f"{source}: too few distinct MACCS keys for --sweep; at least {SWEEP_STEPS} are needed"
+            f"{source}: too few distinct {title} for --sweep; at least {SWEEP_STEPS} are needed"
         )
-    count, table = sweep_all(packed, seed)
+    count, table = sweep_all(packed, seed, kind)
     knee = find_knee(table)
     picture, csv = folder / "sweep.png", folder / "sweep.csv"
     save_sweep(csv, count, table, knee)
     sample = f"{count:,} molecules"
     if count < len(packed):
         sample = f"a random sample (seed {seed}) of {count:,} of {len(packed):,} molecules"
-    subject = f"K-means on MACCS keys, {sample}, {Path(source).name}"
+    subject = f"K-means on {title}, {sample}, {Path(source).name}"
     plot_sweep(picture, [(k, inertia / count) for k, inertia, _ in table], knee, subject)
     found = f"knee at --k {knee}" if knee else "no knee"
     click.echo(f"{csv}, {picture}: K from {table[0][0]} to {table[-1][0]}, of {sample}; {found}")
@@ -334,6 +303,11 @@ def save_sweep(path, count, table, knee):
     multiple=True,
     type=click.IntRange(2),
     help="Number of clusters; repeat for several label sets.  [default: 300 and 3000]",
+)
+@click.option(
+    "--keys",
+    type=click.Choice(list(KINDS)),
+    help="What molecules are grouped by: MACCS keys, ECFP4, paths, descriptors.  [default: maccs]",
 )
 @click.option(
     "--assign",
@@ -391,32 +365,42 @@ def main(source, out, ks, labels, sweep, others, workers, max_atoms, smiles_colu
         raise click.UsageError("cluster.py reads its input twice; give a file, not standard input")
     for path in (folder / "sweep.csv", folder / "sweep.png") if sweep else (out,):
         check_output(path, source, *others, *filter(None, [labels]))
-    sets, origin = read_centroids(labels) if labels else (None, {"seed": more["seed"]})
+    sets, kind, scale, origin = None, more["keys"] or "maccs", None, {"seed": more["seed"]}
+    if labels:
+        sets, kind, scale, origin = read_centroids(labels)
     more["vocabularies"] = read_vocabularies(labels) if labels and more["atoms"] else None
     facts = input_facts(source, smiles_column)
     facts |= {"seed": origin["seed"], "max_atoms": max_atoms}
+    facts |= {} if kind == "maccs" else {"keys": kind}
     blocks = more["electronic"], more["method"], more["part"]
     if more["electronic"]:
         prepare(source, facts, *blocks, more["resume"])
     if more["part"].count > 1:
         return compute_blocks(source, facts, *blocks, workers)
     left, told = find_left_out(source, facts, others, workers)
-    packed, readable = all_keys(source, facts, workers)
-    if sweep:
-        return sweep_to(folder, source, packed, facts["seed"])
-    if left[readable].all():
+    packed, readable = all_keys(source, facts, workers, kind)
+    members = ~left[readable]
+    if not members.any():
         raise click.ClickException(f"{source}: --leave-out leaves none of its molecules")
+    keys, scale = scale_keys(packed, kind, members, scale)
+    if sweep:
+        return sweep_to(folder, source, keys, facts["seed"], kind)
     if labels:
         facts["assigned_from"] = origin
-    sets = sets or fit_all(source, packed[~left[readable]], ks or DEFAULT_KS, facts["seed"])
+    sets = sets or fit_all(source, keys[members], ks or DEFAULT_KS, facts["seed"], kind)
     arrays, known = all_more(source, facts, workers, **more)
-    save_labels(out, packed, readable, left, sets, facts | told | known, arrays)
+    if more["describe"]:
+        maccs = (packed, readable) if kind == "maccs" else all_keys(source, facts, workers)
+        arrays["maccs"] = at_rows(*maccs)
+    save_labels(out, keys, readable, left, sets, facts | told | known, arrays | scale)
 
 
 def check_words(ks, labels, sweep, others, more):
     """Refuse options that don't go together, before anything is read."""
     if bool(ks) + bool(labels) + sweep > 1:
         raise click.UsageError("--k, --assign and --sweep exclude each other; give one of them")
+    if labels and more["keys"]:
+        raise click.UsageError("--assign takes the keys of its labels.npz; leave out --keys")
     if sweep and (more["describe"] or more["atoms"] or more["electronic"] or others):
         raise click.UsageError(
             "--sweep writes no labels, so no --descriptors, --atoms, --electronic or --leave-out "

@@ -369,6 +369,39 @@ def trials():
     return markdown([*header, "head alone", "best epoch", "last epoch"], rows)
 
 
+def views():
+    """Sets by drawings that predict.py looks at: errors, paired difference, seconds."""
+    rows = []
+    for row in sorted(results("views"), key=lambda row: list(SETS).index(row["set"])):
+        found = [{"mean": row[key], "ci95": row[f"{key}, ci95"]} for key in ("1 view", "4 views")]
+        less = f"{float(row['difference']):+.2g}"
+        less += f" ± {float(row['difference, ci95']):.1g}" if row["difference, ci95"] else ""
+        seconds = [f"{number(row[f'seconds, {count}'])} s" for count in (1, 4)]
+        title = f"{', '.join(SETS[row['set']].split(', ')[:2])}, {row['metric']}"
+        title += {"heads": ", best head", "frozen": ", MLP on pictures"}[row["way"]]
+        seeds = f"{row['drawn']} of {row['seeds']}"
+        rows.append([title, *map(interval, found), less, row["molecules"], *seconds, seeds])
+    header = ["set, split, metric", "1 drawing", "4 drawings", "difference", "molecules", "1 takes"]
+    return markdown([*header, "4 take", "seeds whose head sees drawings"], rows) if rows else ""
+
+
+def embedding_map():
+    """Sets by encoder: how far apart scaffolds lie, and the figure."""
+    found = {}
+    for row in results("embedding_map"):
+        found.setdefault(row["set"], {})[row["encoder"]] = row
+    if not found:
+        return ""
+    encoders, rows = list(next(iter(found.values()))), []
+    for name, by in found.items():
+        first = by[encoders[0]]
+        counts = f"{first['molecules']} molecules of {first['scaffolds']} scaffolds"
+        indices = [number(by[encoder]["Davies-Bouldin"]) for encoder in encoders]
+        rows.append([SETS[name].split(", ")[0], counts, *indices])
+    table = markdown(["Davies-Bouldin's index", "", *encoders], rows)
+    return f"{table}\n\n![t-SNE by scaffold](../benchmarks/results/embedding_map.png)"
+
+
 LOSSES = {
     "second-node-killed": "the second node is killed, agent and process",
     "first-node-killed": "the first node is killed, rank 0's",
@@ -399,6 +432,8 @@ TABLES = {
     "r_groups": r_groups,
     "fractions": fractions,
     "likeness": likeness,
+    "views": views,
+    "embedding_map": embedding_map,
     "prediction": prediction,
     "training": training,
     "finetuning": finetuning,

@@ -1,4 +1,4 @@
-"""What is computed of a molecule: fingerprints, MACCS keys, descriptors, what a model is given."""
+"""What is computed of a molecule: fingerprints, descriptors, what a model is given."""
 
 import base64
 import zlib
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 from rdkit import Chem, DataStructs
-from rdkit.Chem import MACCSkeys, rdFingerprintGenerator, rdMolDescriptors, rdPartialCharges
+from rdkit.Chem import rdFingerprintGenerator, rdMolDescriptors, rdPartialCharges
 
 from moleclip.drawing import draw, layout
 from moleclip.graphs import Graph, bare_graph
@@ -26,8 +26,6 @@ from moleclip.targets import MAX_SD, UNKNOWN
 from moleclip.workers import parallel
 
 BITS, RADIUS = 2048, 2  # of Morgan fingerprints: ECFP4, of the baselines and of nearest_training
-MACCS_BITS = 167  # bits of RDKit's MACCS keys; bit 0 is never set
-MACCS_BYTES = 21  # of the same bits, packed: 42 MB for 2 million molecules, 1.3 GB as floats
 # Of rdMolDescriptors: those that take well under a millisecond; some give several numbers.
 # fmt: off
 DESCRIPTORS = (
@@ -125,18 +123,6 @@ def max_similarity(molecule, path):
     """Return a molecule's Tanimoto similarity to the closest training fingerprint of a .npy."""
     known = load_training(path)
     return max(DataStructs.BulkTanimotoSimilarity(morgan().GetFingerprint(molecule), known))
-
-
-def maccs_keys(row, smiles, max_atoms=MAX_ATOMS):
-    """Return a molecule's MACCS keys, packed: 21 bytes. A task of `parallel`. Raises Rejected."""
-    bits = np.zeros(MACCS_BITS, np.uint8)
-    bits[list(MACCSkeys.GenMACCSKeys(parse(smiles, max_atoms)).GetOnBits())] = 1
-    return np.packbits(bits).tobytes()
-
-
-def unpack_keys(packed):
-    """Return packed MACCS keys, uint8 (n, 21), as float32 (n, 167) of 0 and 1."""
-    return np.unpackbits(packed, axis=1, count=MACCS_BITS).astype(np.float32)
 
 
 def descriptors(row, smiles, max_atoms=MAX_ATOMS):

@@ -5,12 +5,12 @@ import torch
 
 from moleclip.device import ALONE
 from moleclip.encoders import embedder_of, entries, restore_encoders
-from moleclip.files import one_line
+from moleclip.files import one_line, say_once
 from moleclip.forest import Forest, joined
 from moleclip.gp import GaussianProcess
 from moleclip.table import LabelScale
 from moleclip.training import EncoderSource
-from moleclip.weights import load_checkpoint, save_checkpoint
+from moleclip.weights import load_checkpoint, load_tower, save_checkpoint
 
 KEYS = ("head", "targets", "task", "center", "spread", "config", "metrics")  # of model.pt
 ALONE_KEYS = ("heads", "targets", "task", "spread", "config", "metrics")  # of a FrozenModel's
@@ -158,11 +158,13 @@ def save_model(path, model, data, config, metrics, seen, intervals):
 
 
 def load_model(path):
-    """Return (Model or FrozenModel in eval mode, checkpoint dict) of a model.pt.
+    """Return (Model or FrozenModel in eval mode, checkpoint dict) of a model.pt, or of MoleCLIP's.
 
     Raises click.ClickException.
     """
     checkpoint = load_checkpoint(path)
+    if {"model", "head"} <= checkpoint.keys() and "arch" not in checkpoint:
+        return load_original(checkpoint, path)
     keys = ALONE_KEYS if "heads" in checkpoint else KEYS
     missing = [key for key in keys if key not in checkpoint]
     if missing:
@@ -181,6 +183,50 @@ def load_model(path):
     except wrong as error:
         raise click.ClickException(f"{path}: its head doesn't fit ({one_line(error)})") from None
     return model.eval(), checkpoint
+
+
+def load_original(checkpoint, path):
+    """Return (Model in eval mode, checkpoint dict) of what MoleCLIP's own Finetune.py saved.
+
+    That has the state dicts of its encoder under "model" and of its MLP under "head", and tells
+    neither targets nor task. It learned labels as they stood, so their scale is 1.
+    """
+    encoder = load_tower(checkpoint, path)
+    head = original_head(checkpoint["head"], path)
+    if head[0].in_features != encoder.width:
+        says = f"its head takes {head[0].in_features} numbers, the encoder gives {encoder.width}"
+        raise click.ClickException(f"{path}: {says}; only heads on pictures alone will do")
+    count = head[-1].out_features
+    model = Model(encoder, count)
+    model.head = head
+    named = {"targets": [f"output_{i + 1}" for i in range(count)], "task": "regression"}
+    say_once(
+        f"{path}: MoleCLIP's checkpoints name neither labels nor classes: output_1 and so on are "
+        "as the network gives them, labels in the table's order and unit, of classes logits"
+    )
+    known = {"config": {"raw_labels": True}, "metrics": {}}
+    return model.eval(), model.entries() | named | known
+
+
+def original_head(state, path):
+    """Return the MLP of a state dict of MoleCLIP's, whatever its depth and width.
+
+    Every third layer of its is a linear one; behind each but the last stand ReLU and dropout,
+    which a finished model doesn't do. Raises click.ClickException.
+    """
+    layers = []
+    try:
+        for i in range(len(state) // 2):
+            weight, bias = (state.get(f"{3 * i}.{name}").float() for name in ("weight", "bias"))
+            linear = torch.nn.Linear(weight.shape[1], weight.shape[0])
+            linear.load_state_dict({"weight": weight, "bias": bias})
+            layers += [linear, torch.nn.ReLU()]
+        linear = layers[::2]
+        if not linear or any(b.in_features != a.out_features for a, b in zip(linear, linear[1:])):
+            raise ValueError("no layers, or of different widths")
+        return torch.nn.Sequential(*layers[:-1])
+    except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
+        raise click.ClickException(f"{path}: its head doesn't fit ({one_line(error)})") from None
 
 
 def same_weights(one, other):

@@ -1,11 +1,14 @@
 """The tables of accuracy: a cell is known by all that made it, and says no more than it can."""
 
 import accuracy
+import embedding_map
+import numpy as np
 import pytest
 import tables
 from record import read_csv
 
 from moleclip.files import save_table
+from moleclip.molecules import scaffold
 
 OLD = tuple(name for name in accuracy.FIELDS if name not in ("init", "data"))
 
@@ -77,3 +80,36 @@ def test_baselines_are_made_once_for_seeds_and_data():
 @pytest.mark.parametrize("ci95", ["", "0", "1e-16"])
 def test_there_is_no_interval_without_a_spread(ci95):
     assert tables.interval({"mean": "0.478", "ci95": ci95}) == "0.478"
+
+
+def test_views_are_tabled_where_they_were_run(desk_of_tables):
+    assert tables.views() == tables.embedding_map() == ""
+    header = [
+        "set",
+        "way",
+        "metric",
+        "seeds",
+        "drawn",
+        "molecules",
+        "1 view",
+        "1 view, ci95",
+        "4 views",
+    ]
+    header += ["4 views, ci95", "difference", "difference, ci95", "seconds, 1", "seconds, 4"]
+    lines = [["nhcs", "frozen", "MAE", 1, 1, 10, 0.02, "", 0.018, "", -0.002, "", 1.9, 2.61]]
+    lines.append(["esol", "heads", "RMSE", 3, 2, 113, 0.9, 0.1, 0.88, 0.12, -0.02, 0.031, 4, 11])
+    save_table(desk_of_tables / "views.csv", header, lines)
+    _, _, first, second = tables.views().splitlines()
+    cells = "0.900 ± 0.1 | 0.880 ± 0.12 | -0.02 ± 0.03 | 113 | 4.00 s | 11.0 s | 2 of 3 |"
+    assert first == f"| ESOL, scaffold, RMSE, best head | {cells}"
+    cells = "0.0200 | 0.0180 | -0.002 | 10 | 1.90 s | 2.61 s | 1 of 1 |"
+    assert second == f"| NHCs, random, MAE, MLP on pictures | {cells}"
+
+
+def test_frequent_scaffolds_are_of_different_molecules():
+    smiles, numbers = embedding_map.chosen("freesolv")
+    counts = np.bincount(numbers)
+    assert len(smiles) == len(set(smiles)) == len(numbers) and 0 < len(counts) <= 10
+    assert counts.min() >= 10 and (np.diff(counts) <= 0).all() and counts.max() <= 100
+    found = {(number, scaffold(one)) for number, one in zip(numbers, smiles)}
+    assert len(found) == len(counts) and not any(text == "" for _, text in found)

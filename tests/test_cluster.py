@@ -10,12 +10,13 @@ import pytest
 from conftest import ROOT, first_lines, invoke, mistake, rows_of, small_molecules
 from PIL import Image
 from rdkit import Chem
-from rdkit.Chem import Descriptors, MACCSkeys, rdFingerprintGenerator
+from rdkit.Chem import Descriptors, MACCSkeys, rdFingerprintGenerator, rdMolDescriptors
 from rdkit.Chem.rdMolDescriptors import _CalcCrippenContribs
 
 import cluster
-from moleclip.features import DESCRIPTORS, maccs_keys, unpack_keys
+from moleclip.features import DESCRIPTORS, descriptors
 from moleclip.files import read_arrays, save_arrays
+from moleclip.keys import KINDS, packed_keys, unpack_keys
 from moleclip.molecules import input_facts, parse
 from moleclip.plots import plot_sweep
 from moleclip.targets import ATOMS, Labels
@@ -26,8 +27,8 @@ def labels_of(path, *names):
     return [arrays[name] for name in names], json.loads(str(arrays["meta"]))
 
 
-def packed_keys(lines):
-    keys = [maccs_keys(0, line.split()[0]) for line in lines]
+def keys_of(lines):
+    keys = [packed_keys(0, line.split()[0]) for line in lines]
     return np.stack([np.frombuffer(packed, np.uint8) for packed in keys])
 
 
@@ -103,7 +104,7 @@ def test_the_seed_decides_not_the_workers_in_batches(molecules, tmp_path, miniba
 
 
 def test_batches_cluster_nearly_as_well_as_all_at_once(monkeypatch):
-    packed = packed_keys(small_molecules(600))
+    packed = keys_of(small_molecules(600))
     whole = cluster.assign(packed, cluster.kmeans(packed, 40, 0))[1]
     monkeypatch.setattr(cluster, "MINIBATCH_FROM", 100)
     labels, inertia = cluster.assign(packed, cluster.kmeans(packed, 40, 0))
@@ -111,11 +112,11 @@ def test_batches_cluster_nearly_as_well_as_all_at_once(monkeypatch):
 
 
 def test_batches_never_unpack_all_molecules(monkeypatch, minibatch):
-    packed, seen = packed_keys(small_molecules(500)), []
+    packed, seen = keys_of(small_molecules(500)), []
 
-    def counted(some):
+    def counted(some, kind):
         seen.append(len(some))
-        return unpack_keys(some)
+        return unpack_keys(some, kind)
 
     monkeypatch.setattr(cluster, "CHUNK", 64)
     monkeypatch.setattr(cluster, "unpack_keys", counted)
@@ -124,14 +125,14 @@ def test_batches_never_unpack_all_molecules(monkeypatch, minibatch):
 
 
 def test_more_clusters_than_a_batch_holds(minibatch):
-    packed = packed_keys(small_molecules(300))
+    packed = keys_of(small_molecules(300))
     distinct = len(cluster.distinct_keys(packed))
     labels, inertia = cluster.assign(packed, cluster.kmeans(packed, distinct, 0))
     assert distinct > 200 and inertia < 1e-6 and len(np.unique(labels)) == distinct
 
 
 def test_distinct_keys_are_those_of_the_rows():
-    packed = packed_keys(small_molecules(200))
+    packed = keys_of(small_molecules(200))
     packed[:50] = packed[50:100]
     assert (cluster.distinct_keys(packed) == np.unique(packed, axis=0)).all()
     assert (np.packbits(unpack_keys(packed).astype(np.uint8), axis=1) == packed).all()
@@ -167,6 +168,44 @@ def test_mistakes(tmp_path, lines, says):
 def test_one_thing_at_a_time(molecules, words):
     line = mistake(cluster.main, molecules, *words, code=2)
     assert "--k, --assign and --sweep exclude each other" in line
+
+
+def numbers_of(kind, smiles):
+    """The numbers that K-means sees of each SMILES, by RDKit's other ways to them."""
+    molecules = [Chem.MolFromSmiles(text) for text in smiles]
+    if kind == "ecfp":
+        found = [rdMolDescriptors.GetMorganFingerprintAsBitVect(m, 2, 1024) for m in molecules]
+        return np.array([list(bits) for bits in found], float)
+    if kind == "rdkit":
+        found = [Chem.RDKFingerprint(m, minPath=1, maxPath=7, fpSize=2048) for m in molecules]
+        return np.array([list(bits) for bits in found], float)
+    found = np.array([np.frombuffer(descriptors(0, text), np.float32) for text in smiles], float)
+    return ((found - found.mean(0)) / (found.std(0) + 1e-9)).clip(-5, 5)
+
+
+@pytest.mark.parametrize("kind", ["ecfp", "rdkit", "descriptors"])
+def test_clusters_of_other_keys(clustered, tmp_path, kind):
+    source, out, again = clustered / "molecules.smi", tmp_path / "labels.npz", tmp_path / "new.npz"
+    words = ["--k", 4, "--keys", kind, "--workers", 1]
+    invoke(cluster.main, source, *words, *["--descriptors"] * (kind == "ecfp"), "-o", out)
+    (labels, centroids), meta = labels_of(out, "k4", "centroids_k4")
+    smiles, good = [line.split()[0] for line in source.read_text().splitlines()], np.arange(96) != 7
+    numbers = numbers_of(kind, np.array(smiles)[good])
+    assert centroids.shape == (4, KINDS[kind].width) and meta["keys"] == kind
+    distances = np.square(centroids - numbers[:, None]).sum(2)
+    chosen = distances[np.arange(95), labels[good]]
+    assert (chosen <= distances.min(1) * 1.001).all() and len(np.unique(labels)) == 5
+    assert meta["label_sets"]["k4"]["inertia"] == pytest.approx(chosen.sum(), rel=1e-3)
+    if kind == "ecfp":  # what pretraining learns to tell are MACCS keys all the same
+        (maccs,), _ = labels_of(out, "maccs")
+        assert (maccs[good] == keys_of(np.array(smiles)[good])).all()
+    # some of the molecules alone keep their labels, though their own mean is another
+    (tmp_path / "some.smi").write_text("\n".join(smiles[40:60]))
+    invoke(cluster.main, tmp_path / "some.smi", "--assign", out, "-o", again, "--workers", 1)
+    (after,), told = labels_of(again, "k4")
+    assert (after == labels[40:60]).all() and told["keys"] == kind
+    line = mistake(cluster.main, source, "--assign", out, "--keys", kind, code=2)
+    assert "--assign takes the keys of its labels.npz; leave out --keys" in line
 
 
 def test_descriptors_are_rdkits_standardised(clustered, tmp_path):
@@ -354,6 +393,7 @@ def test_other_molecules_get_the_labels_they_would_have_had(clustered, tmp_path)
         ({"meta": None}, "has no array 'meta'"),
         ({"meta": np.array("{")}, "damaged or of another kind; --assign takes a labels.npz"),
         ({"meta": np.array("[]")}, "damaged or of another kind"),
+        ({"meta": np.array('{"keys": "colour"}')}, "damaged or of another kind"),
         ({"k4": None, "k12": None}, "damaged or of another kind"),
         ({"centroids_k12": None}, "damaged or of another kind"),
         ({"centroids_k12": np.zeros((12, 166), np.float32)}, "damaged or of another kind"),
@@ -388,7 +428,7 @@ def test_sweep(molecules, tmp_path):
     said = invoke(cluster.main, molecules, "--sweep", "-o", tmp_path / "out" / "labels.npz")
     table = rows_of(tmp_path / "out" / "sweep.csv")
     ks, inertias = [int(row["k"]) for row in table], [float(row["inertia"]) for row in table]
-    packed = packed_keys(line for row, line in enumerate(small_molecules(300)) if row != 7)
+    packed = keys_of(line for row, line in enumerate(small_molecules(300)) if row != 7)
     assert len(ks) == 12 and ks[0] == 3 and ks[-1] == len(cluster.distinct_keys(packed))
     assert all(more > fewer for more, fewer in zip(inertias, inertias[1:])) and inertias[-1] < 1e-3
     _, wanted = cluster.assign(packed, cluster.kmeans(packed, 3, 0))

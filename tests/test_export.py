@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import invoke, mistake, rows_of
 from drawn import picture_of
+from theirs import original_checkpoint
 
 import export
 import predict
@@ -93,6 +94,54 @@ def test_onnx_gives_what_torch_gives(road, count):
     embedding, prediction = torch_says(road / "runs" / "solubility", images)
     assert np.abs(got["embedding"] - embedding).max() < 1e-4
     assert np.abs(got["prediction"] - prediction).max() < 1e-4
+
+
+def test_a_finetuned_model_of_the_original(tmp_path):
+    path = tmp_path / "11-28-26 10-05_1_seed1 - best_val.pth"
+    network = original_checkpoint(path, layers=2)
+    said = invoke(export.main, path, "-o", tmp_path / "m.onnx")
+    assert "of classes logits" in said and "predicts output_1, output_2" in said
+    images = export.probe_pictures()[:3]
+    got, wanted = onnx_says(tmp_path / "m.onnx", images), network(to_pixels(images))
+    assert np.abs(got["prediction"] - wanted).max() < 1e-4 and np.ptp(wanted[:, 0]) > 1e-3
+    (line,) = predict_into(tmp_path / "a.csv", tmp_path / "m.onnx", small_file(tmp_path))
+    assert float(line["output_2"]) == pytest.approx(wanted[0, 1], abs=1e-4)
+    # --init takes its encoder, as it takes that of a run
+    encoder, (model, _) = load_encoder(str(path)), load_model(path)
+    assert encoder.arch == model.encoder.arch and encoder.arch["channels"] == "bgr"
+    with torch.no_grad():
+        assert torch.equal(encoder(to_pixels(images)), model.encoder(to_pixels(images)))
+
+
+def small_file(folder):
+    """A file of the first of the molecules that exports are tried on."""
+    (folder / "a.smi").write_text(export.PROBES[0] + "\n")
+    return folder / "a.smi"
+
+
+@pytest.mark.parametrize(
+    "layers, inputs, change, says",
+    [
+        (0, 512, {}, None),
+        (3, 512, {}, None),
+        (1, 640, {}, "its head takes 640 numbers, the encoder gives 512"),  # with a protein
+        (1, 512, {"head": {}}, "its head doesn't fit"),
+        (1, 512, {"head": {"0.weight": torch.zeros(2, 512)}}, "its head doesn't fit"),
+        (1, 512, {"model": {}}, "holds no encoder"),
+    ],
+)
+def test_heads_of_the_original(tmp_path, layers, inputs, change, says):
+    network = original_checkpoint(tmp_path / "a.pth", layers, inputs)
+    torch.save(torch.load(tmp_path / "a.pth") | change, tmp_path / "a.pth")
+    if says:
+        line = mistake(export.main, tmp_path / "a.pth", "-o", tmp_path / "m.onnx")
+        assert f"a.pth: {says}" in line
+        return
+    model, _ = load_model(tmp_path / "a.pth")
+    pixels = to_pixels(export.probe_pictures()[:2])
+    with torch.no_grad():
+        told = model.unscale(model.head(model.encoder(pixels)), "regression")
+    assert np.abs(told.numpy() - network(pixels)).max() < 1e-4
 
 
 def test_an_ensemble_has_mean_and_spread(road, tmp_path):

@@ -9,8 +9,8 @@ import pytest
 from conftest import ROOT, STATIONS
 
 GROUND = [  # without torch; each may import from those before it
-    *("files", "formats", "molecules", "workers", "options", "pixels", "movement"),
-    *("styles", "drawing", "shards", "loader", "targets", "pictures", "graphs", "features"),
+    *("files", "formats", "molecules", "workers", "options", "pixels", "movement", "styles"),
+    *("drawing", "shards", "loader", "targets", "pictures", "graphs", "features", "keys"),
     *("electronic", "blocks", "calibration", "session", "onnxfacts", "onnxmodel", "explain"),
     *("outputs", "parts", "reportpage", "embeddingmap", "spectra", "tokens", "texts"),
     *("alignedmodel", "peaktables", "jcamp", "mzml", "spectrumfiles", "index", "hitspage"),

@@ -5,24 +5,12 @@ import click
 import clip
 import pytest
 import torch
+from theirs import column, small_clip
 from torch.nn import functional as F
 from views import real_pixels
 
 from moleclip.encoder import CLIP_MEAN, CLIP_STD
 from moleclip.weights import load_encoder, save_checkpoint
-
-
-def column(values):
-    """Three numbers, one a colour, as a tensor that fits pixels."""
-    return torch.tensor(values).view(3, 1, 1)
-
-
-def small_clip():
-    """A CLIP of OpenAI's architecture with random weights: towers of 2 layers and of 1."""
-    picture = {"image_resolution": 224, "vision_layers": 2, "vision_width": 64}
-    text = {"context_length": 77, "vocab_size": 49408, "transformer_width": 64}
-    text |= {"transformer_heads": 1, "transformer_layers": 1}
-    return clip.model.CLIP(embed_dim=512, vision_patch_size=16, **picture, **text).eval()
 
 
 def test_the_published_moleclip_checkpoint(tmp_path):
