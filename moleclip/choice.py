@@ -9,15 +9,14 @@ import torch
 
 from moleclip.calibration import conformal_scores
 from moleclip.files import say_once
+from moleclip.folds import FOLDS, tenths_of
 from moleclip.forest import fit_forest
 from moleclip.gp import Rows, fit_gp, too_costly
 from moleclip.metrics import best_epoch
 from moleclip.model import FeatureMlp, FrozenModel, mlp, mlp_inputs
-from moleclip.splits import by_molecule, by_scaffold
 from moleclip.table import LabelScale
 from moleclip.training import FeatureSource, Loss, Objective, Plan, adam, train
 
-TENTHS, FOLDS = 10, 5  # a fold is two tenths
 MLP_FROM = 2000  # rows from which auto tries the MLP; below, its validation part is too small
 EPOCHS, PATIENCE = 200, 40  # of an MLP that is compared
 NAMES = {"gp": "Gaussian process", "forest": "random forest", "mlp": "MLP"}
@@ -53,22 +52,6 @@ class Fitted(NamedTuple):
     head: torch.nn.Module
     chances: np.ndarray
     spreads: np.ndarray
-
-
-def tenths_of(data, rows, kind, seed):
-    """Return the tenth, 0 to 9, of each row, int (n,): whole molecules, whole scaffolds if asked.
-
-    kind: of the split. Groups are shuffled and, the largest first, each put where fewest are.
-    """
-    grouped = by_scaffold if "scaffold" in kind else by_molecule
-    groups = grouped(rows, data.smiles)
-    order = np.random.default_rng(seed).permutation(len(groups))
-    sizes, tenths = np.zeros(TENTHS), {}
-    for i in sorted(order, key=lambda i: -len(groups[i])):
-        least = int(np.argmin(sizes))
-        sizes[least] += len(groups[i])
-        tenths |= dict.fromkeys(groups[i], least)
-    return np.array([tenths[row] for row in rows])
 
 
 class Study:

@@ -19,9 +19,9 @@ GROUND = [  # without torch; each may import from those before it
 UPPER = [
     *("device", "transfer", "augment", "encoder", "gin", "embedder", "weights", "encoders"),
     *("seen", "pairs", "losses", "trainstate", "labels", "splits", "table", "metrics"),
-    *("training", "gp", "forest", "model", "deploy", "quantize", "trained", "heads", "choice"),
-    *("results", "plots", "runs", "grid", "stages", "experiment", "transformer", "queries"),
-    *("dense", "correlation", "counted", "aligned", "pairtable", "textpairs"),
+    *("training", "gp", "forest", "folds", "model", "deploy", "quantize", "trained", "heads"),
+    *("choice", "results", "plots", "runs", "grid", "stages", "experiment", "transformer"),
+    *("queries", "dense", "correlation", "counted", "aligned", "pairtable", "textpairs"),
     *("alignscores", "alignstate", "alignstep", "alignedfile"),
 ]
 FLOORS = GROUND + UPPER
