@@ -42,9 +42,11 @@ PEERS = {
     "chemprop": "chemprop",
     "RDKit descriptors + random forest": "RDKit descriptors + random forest",
 }
-FIRST_LOOK = (
+FIRST_LOOK = (  # of these the columns that have something
     "chemprop",
-    "ECFP, fingerprints",
+    "ECFP + random forest",
+    "ECFP + MLP",
+    "first bundled, frozen",
     "bundled, frozen",
     "bundled, heads",
     "bundled, finetuned",
@@ -101,13 +103,21 @@ def accuracy_rows(name, metric):
     return {row["model"]: row for row in rows if (row["set"], row["metric"]) == (name, metric)}
 
 
+def metric_of(title):
+    """Return the metric that one of SETS' titles names."""
+    return re.split(" in | as ", title.split(", ")[2])[0]
+
+
 def compared(models, others):
-    """Sets by models: the test figure ± 95% t-interval over seeds, and the published figures."""
+    """Sets by models: the test figure ± 95% t-interval over seeds, and the published figures.
+
+    Models that were not run on any set are left out.
+    """
     theirs = {(row["set"], row["model"]): row["mean"] for row in published()}
-    rows = []
+    found = {name: accuracy_rows(name, metric_of(title)) for name, title in SETS.items()}
+    models, rows = [each for each in models if any(each in row for row in found.values())], []
     for name, title in SETS.items():
-        metric = re.split(" in | as ", title.split(", ")[2])[0]
-        ours = accuracy_rows(name, metric)
+        ours = found[name]
         cells = [interval(ours.get(model)) for model in models]
         rows.append([title, *cells, *(theirs.get((name, model), "") for model in others)])
     names = OURS | CHOSEN | PEERS
@@ -129,15 +139,16 @@ def rival():
     """Sets by the chosen heads with and without pictures: scores, paired difference, heads."""
     found, rows = {row["set"]: row for row in results("rival")}, []
     for name, title in SETS.items():
-        row = found.get(name)
-        cells = [""] * 6
-        if row:
-            span = f"{float(row['low']):+.2g} to {float(row['high']):+.2g}, {row['over']}"
-            cells = [number(row["ours"]), number(row["rival"]), f"{float(row['less']):+.2g}"]
-            cells += [f"{span}: {row['verdict']}", row["our heads"]]
-            cells += [f"{row['our seconds a seed']} s"]
-        rows.append([f"{', '.join(title.split(', ')[:2])}, {row['metric'] if row else ''}", *cells])
-    header = ["set, split", "pictures too", "fingerprints alone", "difference", "95%, over"]
+        if name not in found:
+            continue
+        row = found[name]
+        span = f"{float(row['low']):+.2g} to {float(row['high']):+.2g}, {row['over']}"
+        cells = [number(row["ours"]), number(row["rival"]), f"{float(row['less']):+.2g}"]
+        cells += [f"{span}: {row['verdict']}"] if float(row["less"]) else ["the same heads"]
+        took = row["our seconds a seed"]
+        cells += [row["our heads"], f"{took} s" if took else ""]
+        rows.append([f"{', '.join(title.split(', ')[:2])}, {row['metric']}", *cells])
+    header = ["set, split, metric", "pictures too", "fingerprints alone", "difference", "95%, over"]
     return markdown([*header, "heads chosen (seeds)", "a seed takes"], rows)
 
 
