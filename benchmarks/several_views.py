@@ -23,6 +23,7 @@ import click
 import numpy as np
 from likeness import INIT, encoder, place
 from record import RESULTS, ROOT, read_csv, record
+from rival import SEEDS
 
 import export
 import predict
@@ -34,7 +35,6 @@ from moleclip.table import Data
 VIEWS = (1, 4)
 TURNS = 3
 PACKAGES = ("torch", "rdkit", "onnxruntime-gpu", "scikit-learn")
-SEEDS = {"dhbd": "1", "nhcs": "1,2,3,4,5,6,7,8,9,10", "phosphines_yield": "1,2,3,4,5,6,7,8,9,10"}
 
 
 def predicted(model, source, views):

@@ -87,23 +87,30 @@ def mean_error(truth, predicted, task):
 def bootstrap(truth, methods, task, unit=1.0):
     """Return {baseline: {"mean", "low", "high"}}: how far the first method's score is from its.
 
-    The score is MAIN's, pooled; low and high bound 95% of the differences over resampled test
-    molecules. truth, and each method's predictions: (n, targets).
+    low and high bound 95% of the differences over resampled test molecules.
     """
-    draws = int(np.clip(2e7 / len(truth), 200, 1000))
-    random = np.random.default_rng(0)
-    weights = random.multinomial(len(truth), np.full(len(truth), 1 / len(truth)), draws)
-    weights = np.concatenate([np.ones((1, len(truth))), weights])  # the first: as they are
-    found = {name: resampled(truth, each, weights, task, unit) for name, each in methods.items()}
-    first, *others = found
     result = {}
-    for name in others:
-        mean, *drawn = found[first] - found[name]
+    for name, (mean, *drawn) in differences(truth, methods, task, unit).items():
         drawn = np.array(drawn)[~np.isnan(drawn)]
         if len(drawn) and not np.isnan(mean):
             low, high = np.percentile(drawn, [2.5, 97.5])
             result[name] = {"mean": float(mean), "low": float(low), "high": float(high)}
     return result
+
+
+def differences(truth, methods, task, unit=1.0):
+    """Return {baseline: the first method's score less its, (1 + draws,)}.
+
+    The first is of the test molecules as they are, the others of resampled ones, the same for all.
+    The score is MAIN's, pooled. truth, and each method's predictions: (n, targets).
+    """
+    draws = int(np.clip(2e7 / len(truth), 200, 1000))
+    random = np.random.default_rng(0)
+    weights = random.multinomial(len(truth), np.full(len(truth), 1 / len(truth)), draws)
+    weights = np.concatenate([np.ones((1, len(truth))), weights])
+    found = {name: resampled(truth, each, weights, task, unit) for name, each in methods.items()}
+    first, *others = found
+    return {name: found[first] - found[name] for name in others}
 
 
 def resampled(truth, predicted, weights, task, unit):
