@@ -23,7 +23,7 @@ help:  ## list the targets
 	$(PIP) -r requirements-extra.txt
 	touch $@
 
-demo: .venv/ready  ## set up and run all six stations on real molecules (3 minutes on 2 cores, once installed)
+demo: .venv/ready  ## set up and run all six stations on real molecules (4 minutes on 2 cores, once installed)
 	rm -rf demo
 	$(BIN)/python render.py data/chembl_3000.smi -o demo/shards
 	$(BIN)/python cluster.py data/chembl_3000.smi --k 30 --k 300 -o demo/labels.npz
