@@ -63,7 +63,9 @@ class View:
 
     def __init__(self, path, library, folder):
         self.model = AlignedModel(path)
-        self.index = Index(f"{folder}/view-{self.model.sha256[:8]}", self.model, library, None)
+        self.index = Index(
+            f"{folder}/index-{self.model.sha256[:8]}", self.model, library, None
+        )  # generate.py's
         self.index.build(None, None)
 
     def best(self, text):
