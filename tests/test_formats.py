@@ -24,7 +24,7 @@ def rows_in(path, content, smiles_column=None):
     [
         ("a.smi", b"CCO ethyl alcohol\r\n\r\nc1ccccc1\tbenzene\r\n"),
         ("b.smi", b"\xef\xbb\xbfCCO ethyl alcohol\n\nc1ccccc1 benzene"),
-        ("c.txt.gz", gzip.compress(b"CCO ethyl alcohol\n\nc1ccccc1 benzene\n")),
+        ("c.txt.gz", gzip.compress(b"CCO ethyl alcohol\n\nc1ccccc1 benzene\n", mtime=0)),
     ],
 )
 def test_lines(tmp_path, name, content):
@@ -43,7 +43,10 @@ def test_lines(tmp_path, name, content):
     [
         ("a.csv", b'id,SMILES,note\r\n1,CCO,"a, b"\r\n\r\n2,,x\r\n3,c1ccccc1,"two\r\nlines"\r\n'),
         ("b.tsv", b"\xef\xbb\xbfid\tSMILES\tnote\n1\tCCO\ta, b\n\n2\t\tx\n3\tc1ccccc1\ttwo\n"),
-        ("c.csv.gz", gzip.compress(b"id;SMILES;note\n1;CCO;a, b\n\n2;;x\n3;c1ccccc1;two\n")),
+        (
+            "c.csv.gz",
+            gzip.compress(b"id;SMILES;note\n1;CCO;a, b\n\n2;;x\n3;c1ccccc1;two\n", mtime=0),
+        ),
     ],
 )
 def test_tables(tmp_path, name, content):
