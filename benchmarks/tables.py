@@ -351,6 +351,30 @@ def nodes():
     return markdown([*header, "weights off by"], rows)
 
 
+def affinity():
+    """Folds of Davis by what inhibitors are seen as: CI and MSE, beside DeepDTA's published."""
+    rows = results("affinity")
+    found = {(row["fold"], row["inhibitor"], row["head"], row["metric"]): row for row in rows}
+    theirs = {(row["set"], row["model"]): row for row in published()}
+    lines = []
+    for fold, title in AFFINITY.items():
+        cells = {key[1:3]: None for key in found if key[0] == fold}
+        cells = cells or dict.fromkeys([("picture", "mlp"), ("ecfp", "mlp")])
+        for inhibitor, head in sorted(cells, key=lambda cell: (not cell[1], cell)):
+            name = f"{inhibitor} and k-mers, {head}" if head else inhibitor
+            own = (found.get((fold, inhibitor, head, metric)) for metric in ("CI", "MSE"))
+            lines.append([title, name, *map(interval, own)])
+        own = (theirs.get((f"davis {fold}, {metric}", "DeepDTA")) for metric in ("CI", "MSE"))
+        own = [row["mean"] for row in own if row]
+        if own:
+            lines.append([title, "DeepDTA, published", *own])
+    return markdown(["Davis, test pairs", "model", "CI", "MSE"], lines)
+
+
+AFFINITY = {
+    "published": "DeepDTA's fold, random pairs",
+    "scaffold": "inhibitors held out by scaffold, 5 folds",
+}
 TABLES = {
     "accuracy": accuracy,
     "summary": summary,
@@ -366,6 +390,7 @@ TABLES = {
     "probe": probe,
     "trials": trials,
     "nodes": nodes,
+    "affinity": affinity,
 }
 
 

@@ -165,7 +165,8 @@ class Pairs:
 
     proteins: where their features come from; names: of each row, as it stands there; features:
     float32 (rows, width), 0 where a row has none, which is noted in `problems`, the reasons of all
-    rows or ""; first: the first usable row with the same SMILES, int64 (rows,).
+    rows or ""; first: the first usable row with the same SMILES, int64 (rows,), and read, the same
+    by SMILES.
     """
 
     def __init__(self, path, source, molecules, problems):
@@ -173,18 +174,18 @@ class Pairs:
         self.proteins = read_proteins(path, source, list(records[0]), records)
         self.names = [fields.get(self.proteins.column, "").strip() for fields in records]
         self.features = np.zeros((len(records), self.proteins.facts["width"]), np.float32)
-        self.first, seen = np.arange(len(records)), {}
+        self.first, self.read = np.arange(len(records)), {}
         for row, molecule in enumerate(molecules):
             try:
                 self.features[row] = self.proteins.features_of(molecule.fields)
             except Rejected as reason:
                 problems[row] = problems[row] or str(reason)
             if not problems[row]:
-                self.first[row] = seen.setdefault(molecule.smiles, row)
+                self.first[row] = self.read.setdefault(molecule.smiles, row)
 
     def distinct(self):
         """Return the first usable row of each molecule: the rows that have to be read."""
-        return [row for row, first in enumerate(self.first) if row == first]
+        return sorted(self.read.values())
 
     def spread(self, given, problems):
         """Give all rows of a molecule what its first one is given as, or what is wrong with it.
