@@ -397,10 +397,7 @@ def main(arguments, **asked):
     asked.pairs = proteins_for(model, loaded.facts.get("protein"), asked.proteins, given)
     columns = loaded.columns(asked.views, asked.interval) + class_columns(loaded)
     check_input(model, loaded, given, asked)
-    named = [asked.pairs.column] if asked.pairs and asked.pairs.path else []
-    if asked.keep_columns or named:
-        taken = {*OWN, *columns, *atom_columns(loaded, asked)}
-        given.keep_columns(taken, [] if asked.keep_columns else named)
+    keep_asked(given, asked, {*OWN, *columns, *atom_columns(loaded, asked)})
     out, embeddings, html, lying = name_outputs(asked, given.path, model)
     for notice in filter(None, (loaded.notice, loaded.slow(), no_interval(loaded, asked))):
         click.echo(notice, err=True)
@@ -420,6 +417,13 @@ def main(arguments, **asked):
         click.echo(f"{html}: {html.stat().st_size / 1e6:.1f} MB, open it in a browser")
     if lying:
         draw_map(loaded, model, out, (embeddings, lying), given, asked)
+
+
+def keep_asked(given, asked, taken):
+    """Keep a table's columns if asked; of pairs the proteins' names in any case."""
+    named = [asked.pairs.column] if asked.pairs and asked.pairs.path else []
+    if asked.keep_columns or named:
+        given.keep_columns(taken, [] if asked.keep_columns else named)
 
 
 def no_interval(loaded, asked):
