@@ -61,8 +61,9 @@ def tenths_of(data, rows, kind, seed, split=None):
     kind: of the split; split: of pairs, which are held out as its test part is. Groups are shuffled
     and, the largest first, each put where fewest are.
     """
-    grouped = by_scaffold if "scaffold" in kind else by_molecule
-    groups = grouped(rows, data.smiles) if split is None else held_out_groups(data, rows, split)
+    groups = by_scaffold(rows, data.smiles) if "scaffold" in kind else by_molecule(rows, data)
+    if split is not None:
+        groups = held_out_groups(data, rows, split)
     order = np.random.default_rng(seed).permutation(len(groups))
     sizes, tenths = np.zeros(TENTHS), {}
     for i in sorted(order, key=lambda i: -len(groups[i])):
