@@ -128,6 +128,7 @@ def describe(deployed, checkpoints, precision):
             "onnx": onnx.__version__,
         },
         **({"intervals": intervals} if intervals else {}),
+        **({"protein": first["protein"]["facts"]} if "protein" in first else {}),
     }
 
 

@@ -123,7 +123,8 @@ AUGMENT = comma_list(LEVELS.__getitem__, "none, default, intense or several of t
 @options.shown(
     "--features", "auto", "What the head looks at; auto compares encoder and ecfp.", type=FEATURES
 )
-@click.option("--r-groups", is_flag=True, help="Draw the ends of all molecules as R-groups.")
+@options.r_groups("Draw the ends of all molecules as R-groups.")
+@options.proteins("Rows are pairs: a table of proteins' sequences, or .npz of their embeddings.")
 @click.option("--force", is_flag=True, help="Test on molecules that --init was trained on.")
 @options.device()
 @options.precision(["auto", "bf16", "fp16", "fp32"], "auto", "Of training; embeddings are fp32.")
@@ -207,6 +208,7 @@ def read_data(context, chosen):
             f"{chosen.split!r} is none of {', '.join(SPLIT_KINDS)}, nor a splits.csv that exists",
             param_hint="--split",
         )
+    settle_proteins(context, chosen)
     settle_head(context, chosen)
     settle_encoders(context, chosen)
     if chosen.freeze and given(context, "lr_encoder", "augment"):
@@ -222,7 +224,8 @@ def read_data(context, chosen):
         chosen.split = "column"
     if chosen.split == "column":
         chosen.split_column = chosen.split_column or "split"
-    data = Data(path, chosen.targets, chosen.task, chosen.smiles_column, chosen.split_column)
+    columns = chosen.smiles_column, chosen.split_column
+    data = Data(path, chosen.targets, chosen.task, *columns, chosen.proteins)
     if chosen.pos_weight and data.task == "regression":
         says = f"is for classes; {data.targets[0]} is a regression"
         raise click.BadParameter(says, param_hint="--pos-weight")
@@ -235,13 +238,29 @@ def given(context, *names):
     return [name for name in names if context.get_parameter_source(name) != default]
 
 
+def settle_proteins(context, chosen):
+    """Settle what --proteins says of other options: heads learn on a frozen encoder, at once."""
+    if not chosen.proteins:
+        return
+    chosen.proteins = find_input(chosen.proteins)
+    wrong = given(context, *STEPWISE, "lr_encoder", "augment")
+    wrong = [name for name in wrong if name != "lr_head"]
+    if wrong:
+        says = f"has heads on a frozen encoder alone; leave out {flag(wrong[0])}"
+        raise click.BadParameter(says, param_hint="--proteins")
+    if not chosen.freeze and chosen.features != "ecfp" and not local_rank():
+        click.echo("--proteins: the encoder stays frozen, as with --freeze", err=True)
+    chosen.freeze = True
+
+
 def settle_head(context, chosen):
     """Settle --head and --freeze: what one of them, or --features, says of the others.
 
     Afterwards chosen.compares tells whether heads are fitted by moleclip/choice.py, instead of the
     MLP on an encoder being trained step by step; chosen.staged, whether the one and then the other.
     """
-    ecfp, stepwise = "ecfp" in chosen.features, given(context, *STEPWISE)
+    ecfp = "ecfp" in chosen.features or bool(chosen.proteins)
+    stepwise = given(context, *STEPWISE)
     chosen.freeze = chosen.freeze or ecfp or chosen.head in ("gp", "forest")
     for_mlp = stepwise if chosen.freeze else given(context, *LABELLING)
     if chosen.head == "auto" and for_mlp and not ecfp:
@@ -314,6 +333,7 @@ def make_config(chosen, data):
         **{name: getattr(chosen, name) for name in training},
         **(graph | {"graph_sha256": init_digest(chosen.graph)} if chosen.graph else {}),
         **({"head": chosen.head, "features": chosen.features} if chosen.compares else {}),
+        **(data.pairs.facts() if data.pairs else {}),
     }
 
 
@@ -326,8 +346,10 @@ def print_facts(experiment, reason):
     sources += [f"{config['graph']} (graphs)"] if "graph" in config else []
     encoder = f"{'frozen ' * config['freeze']}encoder from {' and '.join(sources)}"
     encoder = encoder if sources else "fingerprints alone"
+    rows = experiment.usable()
+    counted = f"{len(rows)} {data.pairs.said(rows) if data.pairs else 'molecules'}"
     click.echo(
-        f"{data.path}: {len(experiment.usable())} molecules, {targets}, {data.task}; "
+        f"{data.path}: {counted}, {targets}, {data.task}; "
         f"{encoder}; "
         f"{experiment.device.type} in {dtype} ({reason})"
     )

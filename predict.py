@@ -35,6 +35,7 @@ from moleclip.onnxmodel import OWN, OnnxModel
 from moleclip.outputs import ResumableCsv
 from moleclip.parts import join_parts
 from moleclip.pictures import content_hash, is_picture, pictures_in, read_picture
+from moleclip.proteintable import proteins_for
 from moleclip.reportpage import REPORTED, write_report
 from moleclip.styles import FONTS, font_path
 from moleclip.workers import parallel, prefetch
@@ -68,14 +69,15 @@ class MoleculeFile:
         yield self.first
         yield from self.stream
 
-    def keep_columns(self, taken):
-        """Keep the table's other columns, under new names where those are taken.
+    def keep_columns(self, taken, only=()):
+        """Keep the table's other columns, or some, under new names where those are taken.
 
         Raises click.ClickException.
         """
         if self.kind != "table":
             raise no_columns(self.path)
-        self.kept = kept_columns(self.path, list(self.first.fields), self.used, taken)
+        kept = kept_columns(self.path, list(self.first.fields), self.used, taken)
+        self.kept = {name: kept[name] for name in kept if name in (only or kept)}
 
     def cells(self, molecule):
         """Return what stands in a row's first columns: row, smiles, name, what is kept."""
@@ -109,7 +111,7 @@ class PictureFiles:
         for row, file in enumerate(self.files):
             yield Molecule(row, row, str(file), file.name)
 
-    def keep_columns(self, taken):
+    def keep_columns(self, taken, only=()):
         """Raise click.ClickException: pictures have none."""
         raise no_columns(self.path)
 
@@ -147,12 +149,12 @@ def predict_all(model, source, output, asked, batch, drawn):
 
     drawn: (molecule, Features) pairs of the rows that `output` has not yet.
     """
-    size = WINDOW if batch <= WINDOW // 4 else BLOCK
+    size, pairs = WINDOW if batch <= WINDOW // 4 else BLOCK, asked.pairs
     total = asked.part.size(source.rows)
     bar = tqdm(total=total, initial=output.rows, desc="predicting", unit=" molecules", disable=None)
     with closing(prefetch(drawn, 2 * size)) as ahead, bar:
         for _, window in itertools.groupby(ahead, lambda pair: pair[0].row // size):
-            window = list(window)
+            window = [(m, pairs.beside(m, found) if pairs else found) for m, found in window]
             results = model.predict_window(window, batch, asked.interval)
             atoms = explain_window(model, window, results, batch) if asked.explain else None
             write_window(model, source, output, window, results, atoms)
@@ -324,6 +326,7 @@ def facts_of(loaded, given, columns, batch, asked):
         "onnxruntime": onnxruntime.__version__,
         "pillow": PIL.__version__ if given.files else None,
         **({"interval": asked.interval} if loaded.facts.get("intervals") else {}),
+        **({"proteins": asked.pairs.sha256} if asked.pairs else {}),
     }
 
 
@@ -368,6 +371,7 @@ def drawn_rows(loaded, given, output, asked, training):
 @click.option("--map", type=click.Path(path_type=Path), help="Draw which are alike: .html or .png.")
 @options.shown("--map-by", "pca", "What the map keeps.", type=click.Choice(["pca", "tsne"]))
 @click.option("--join", is_flag=True, help="Join the files of all parts instead, of --part.")
+@options.proteins("Of pairs: a table of sequences, or .npz of embeddings by name.")
 @options.resume("Go on where an interrupted run with the same arguments ended.")
 @options.part("Predict every N-th block of 1024 rows from the I-th, for a job array.")
 @options.batch(None, 1, "Molecules in one call of the model.  [default: 8; GPU 64; graphs 256]")
@@ -390,10 +394,10 @@ def main(arguments, **asked):
     loaded = OnnxModel(model, asked.provider)
     check_asked(model, loaded, source, asked)
     given = open_source(source, asked.smiles_column)
+    asked.pairs = proteins_for(model, loaded.facts.get("protein"), asked.proteins, given)
     columns = loaded.columns(asked.views, asked.interval) + class_columns(loaded)
     check_input(model, loaded, given, asked)
-    if asked.keep_columns:
-        given.keep_columns({*OWN, *columns, *atom_columns(loaded, asked)})
+    keep_asked(given, asked, {*OWN, *columns, *atom_columns(loaded, asked)})
     out, embeddings, html, lying = name_outputs(asked, given.path, model)
     for notice in filter(None, (loaded.notice, loaded.slow(), no_interval(loaded, asked))):
         click.echo(notice, err=True)
@@ -413,6 +417,13 @@ def main(arguments, **asked):
         click.echo(f"{html}: {html.stat().st_size / 1e6:.1f} MB, open it in a browser")
     if lying:
         draw_map(loaded, model, out, (embeddings, lying), given, asked)
+
+
+def keep_asked(given, asked, taken):
+    """Keep a table's columns if asked; of pairs the proteins' names in any case."""
+    named = [asked.pairs.column] if asked.pairs and asked.pairs.path else []
+    if asked.keep_columns or named:
+        given.keep_columns(taken, [] if asked.keep_columns else named)
 
 
 def no_interval(loaded, asked):

@@ -164,7 +164,7 @@ def preview_row(sheet, top, views, molecule, result):
     type=click.Choice(["paper", "wide"]),
     help="Styles of the others: the paper's, or as many as chemists' figures have.",
 )
-@click.option("--r-groups", is_flag=True, help="Draw terminal, singly bonded atoms as R1 to R8.")
+@options.r_groups("Draw terminal, singly bonded atoms as R1 to R8.")
 @click.option("--atoms", is_flag=True, help="Keep where each atom lies in each drawing.")
 @options.seed("Seed of the random styles.")
 @options.workers()

@@ -433,7 +433,88 @@ def nodes():
     return markdown([*header, "weights off by"], rows)
 
 
+def affinity():
+    """Folds of Davis by what inhibitors are seen as: CI and MSE, beside DeepDTA's published."""
+    rows = results("affinity")
+    found = {(row["fold"], row["inhibitor"], row["head"], row["metric"]): row for row in rows}
+    theirs = {(row["set"], row["model"]): row for row in published()}
+    lines = []
+    for fold, title in AFFINITY.items():
+        cells = {key[1:3]: None for key in found if key[0] == fold}
+        cells = cells or dict.fromkeys([("picture", "mlp"), ("ecfp", "mlp")])
+        for inhibitor, head in sorted(cells, key=lambda cell: (not cell[1], cell)):
+            name = f"{inhibitor} and k-mers, {head}" if head else inhibitor
+            own = (found.get((fold, inhibitor, head, metric)) for metric in ("CI", "MSE"))
+            lines.append([title, name, *map(interval, own)])
+        own = (theirs.get((f"davis {fold}, {metric}", "DeepDTA")) for metric in ("CI", "MSE"))
+        own = [row["mean"] for row in own if row]
+        if own:
+            lines.append([title, "DeepDTA, published", *own])
+    return markdown(["Davis, test pairs", "model", "CI", "MSE"], lines)
+
+
+AFFINITY = {
+    "published": "DeepDTA's fold, random pairs",
+    "scaffold": "inhibitors held out by scaffold, 5 folds",
+}
+
+
+def columns_of(name, titles):
+    """A results file as it is, of these columns: {column: title}; "" where there is no file."""
+    rows = [[cell(row[key]) for key in titles] for row in results(name)]
+    return markdown(list(titles.values()), rows) if rows else ""
+
+
+def cell(text):
+    """Return a value of a results file with three digits; counts and words as they are."""
+    try:
+        return text if text.isdigit() or not text else number(text)
+    except ValueError:
+        return text
+
+
+INT8 = {"form": "500 DHBDs by the ESOL model", "mean": "mean", "99th percentile": "99th percentile"}
+INT8 |= {"worst": "worst", "largest change, 8 against 64": "by its batch"}
+INT8 |= {"ms a picture": "ms a picture", "times fp32": "speed, times fp32"}
+EXPLAINED = {"features": "features", "top atom is one": "top atom is a nitrogen"}
+EXPLAINED |= {"by chance": "by chance", "molecules with nitrogen": "molecules"}
+EXPLAINED |= {"rank correlation with Crippen": "rank correlation with Crippen"}
+EXPLAINED |= {"molecules ranked": "molecules ranked"}
+PICTURES = {"drawn by": "ESOL's test molecules, drawn by", "MAE": "MAE in log mol/L"}
+PICTURES |= {"from SMILES, median": "from that by SMILES, median", "left out": "left out"}
+SCALE = {"what": "on 2 cores", "value": ""}
+RETRIEVED = ("top1", "top10", "top100")
+
+
+def retrieval():
+    """Galleries by modality: how often the right molecule is among the first."""
+    rows = []
+    for row in results("retrieval"):
+        shares = [f"{100 * float(row[key]):.1f}%" for key in RETRIEVED]
+        name = f"{row['modality']}, {row['split']} split, {row['model']}"
+        rows.append([name, row["gallery"], row["size"], row["queries"], *shares])
+    header = ["model", "gallery", "molecules", "queries", "top 1", "top 10", "top 100"]
+    return markdown(header, rows) if rows else ""
+
+
+def texts():
+    """Ways of asking by model: MRR and hits."""
+    rows = []
+    for row in results("text"):
+        facts = [row["model"], row["way"], row["asked by"], row["gallery"], row["size"]]
+        keys = ("mrr", "hits1", "hits10", "rec20", "top1_of_64")
+        rows.append([*facts, *(number(row[key]) if row[key] else "" for key in keys)])
+    header = ["model", "way", "asked by", "gallery", "size"]
+    return markdown([*header, "MRR", "Hits@1", "Hits@10", "Rec@20", "top 1 of 64"], rows)
+
+
 TABLES = {
+    "int8": lambda: columns_of("int8", INT8),
+    "explain": lambda: columns_of("explain", EXPLAINED),
+    "pictures": lambda: columns_of("pictures", PICTURES),
+    "scale": lambda: columns_of("scale", SCALE),
+    "retrieval": retrieval,
+    "texts": texts,
     "accuracy": accuracy,
     "heads": heads,
     "rival": rival,
@@ -452,6 +533,7 @@ TABLES = {
     "probe": probe,
     "trials": trials,
     "nodes": nodes,
+    "affinity": affinity,
 }
 
 

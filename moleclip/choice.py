@@ -10,17 +10,16 @@ import torch
 from moleclip.calibration import conformal_scores
 from moleclip.files import say_once
 from moleclip.folds import FOLDS, tenths_of
-from moleclip.forest import fit_forest
+from moleclip.forest import KINDS, fit_forest
 from moleclip.gp import Rows, fit_gp, too_costly
-from moleclip.metrics import best_epoch
-from moleclip.model import FeatureMlp, FrozenModel, mlp, mlp_inputs
+from moleclip.mlpfit import fit_mlp
+from moleclip.model import FrozenModel
 from moleclip.table import LabelScale
-from moleclip.training import FeatureSource, Loss, Objective, Plan, adam, train
+from moleclip.training import Plan
 
 MLP_FROM = 2000  # rows from which auto tries the MLP; below, its validation part is too small
 EPOCHS, PATIENCE = 200, 40  # of an MLP that is compared
 NAMES = {"gp": "Gaussian process", "forest": "random forest", "mlp": "MLP"}
-BOTH = ("embedding", "ecfp")  # what a head may look at
 LEARNED = "train and val"  # what a head that needs no validation part has learned from
 
 
@@ -28,13 +27,13 @@ class Candidate(NamedTuple):
     """A kind of head, "gp", "forest" or "mlp", and the features that it looks at."""
 
     kind: str
-    uses: tuple  # what the encoder looks at, all of it or nothing, and "ecfp"
+    uses: tuple  # what the encoder looks at, all of it or nothing, "ecfp", and "protein"
 
     @property
     def inputs(self):
-        """Which of BOTH the head looks at."""
-        known = {"ecfp" if each == "ecfp" else "embedding" for each in self.uses}
-        return tuple(each for each in BOTH if each in known)
+        """Which of KINDS the head looks at."""
+        known = {each if each in KINDS else "embedding" for each in self.uses}
+        return tuple(each for each in KINDS if each in known)
 
     @property
     def name(self):
@@ -58,23 +57,25 @@ class Study:
     """The heads of one seed's split, each fitted once to training and validation rows together.
 
     embedding: float32 (all rows, width), or None without an encoder; counts: uint8 (all rows,
-    2048); rates: of the MLP's learning; encoded: what the encoder looks at.
+    2048); rates: of the MLP's learning; encoded: what the encoder looks at; protein: float32 (all
+    rows, width), or None without.
     """
 
-    def __init__(self, data, split, seed, kind, embedding, counts, rates, encoded):
+    def __init__(self, data, split, seed, kind, embedding, counts, rates, encoded, protein=None):
         self.data, self.split, self.seed, self.kind = data, split, seed, kind
         self.task, self.encoded = data.task, encoded
         self.rows = sorted(split["train"] + split["val"])
         self.embedding, self.counts, self.rates = embedding, counts, rates
+        self.protein, self.paired = protein, protein is not None
         self.labels = data.labels[self.rows]
-        self.tenths = tenths_of(data, self.rows, kind, seed)
+        self.tenths = tenths_of(data, self.rows, kind, seed, split if self.paired else None)
         self.folds = self.tenths // 2
         self.fits, self.kernels = {}, None
 
     def of(self, inputs, rows):
-        """Return (embedding or None, counts or None) of some rows, those of BOTH that are used."""
-        embedding = self.embedding[rows] if "embedding" in inputs else None
-        return embedding, self.counts[rows] if "ecfp" in inputs else None
+        """Return (embedding, counts, protein) of some rows, None for those that aren't used."""
+        known = zip(KINDS, (self.embedding, self.counts, self.protein))
+        return tuple(part[rows] if kind in inputs else None for kind, part in known)
 
     def fit(self, candidate):
         """Return the Fitted of a Candidate, fitted once."""
@@ -93,15 +94,16 @@ class Study:
                 "take --head forest, or --head mlp"
             )
         if self.kernels is None:
-            everything = ("ecfp",) if self.embedding is None else BOTH
+            everything = ("embedding",) * (self.embedding is not None) + ("ecfp",)
+            everything += ("protein",) * self.paired
             self.kernels = Rows.of(*self.of(everything, self.rows))
         found = fit_gp(self.kernels.only(inputs), self.labels, self.folds, self.task)
         return self.calibrated(*found)
 
     def fit_forest(self, inputs):
         """Return the Fitted of a random forest."""
-        given = self.of(inputs, self.rows)
-        found = fit_forest(*given, self.labels, self.folds, self.task, self.seed)
+        *given, protein = self.of(inputs, self.rows)
+        found = fit_forest(*given, self.labels, self.folds, self.task, self.seed, protein)
         return self.calibrated(*found)
 
     def calibrated(self, head, scores, spreads):
@@ -134,43 +136,16 @@ class Study:
 
     def train_mlp(self, uses, rows, stop):
         """Return the FeatureMlp of rows; its epochs and its rate are chosen by the rows `stop`."""
-        inputs = mlp_inputs(uses, self.embedding, self.counts)
-        known = self.data.labels[rows]
-        scale = LabelScale.of(known)
-        if self.task == "classification":
-            scale = LabelScale.identity(known.shape[1])
-        mean, deviation = inputs[rows].mean(0), inputs[rows].std(0)
-        bits = torch.arange(inputs.shape[1]) >= inputs.shape[1] - 2048 * ("ecfp" in uses)
-        mean[bits], deviation[bits] = 0.0, 1.0
-        deviation = deviation.clamp(min=1e-3 * deviation.median().item() + 1e-12)
-        labels = torch.from_numpy(scale.standardise(self.data.labels)).float()
-        split = {"train": list(rows), "val": list(stop)}
-        objective, found = Objective(labels, split, Loss(self.task)), []
-        for rate in self.rates:
-            torch.manual_seed(self.seed)
-            net = mlp(inputs.shape[1], labels.shape[1])
-            source = FeatureSource(net, (inputs - mean) / deviation)
-            plan = Plan(EPOCHS, 64, self.seed, "MLP", PATIENCE)
-            history = train(source, objective, [adam(net, rate)], plan)
-            found.append((best_epoch(history)["val_loss"], net))
-        net = min(found, key=lambda pair: pair[0])[1]
-        tensors = {f"layers.{name}": value for name, value in net.state_dict().items()}
-        with torch.no_grad():
-            told = net((inputs[stop] - mean) / deviation).numpy() * scale.std + scale.mean
-        error = np.sqrt(np.nanmean((told - self.data.labels[stop]) ** 2, 0)) + 1e-12
-        tensors |= {"mean": mean, "scale": deviation, "error": torch.from_numpy(error).float()}
-        own = {"unit": scale.std, "center": scale.mean}
-        tensors |= {name: torch.from_numpy(values).float() for name, values in own.items()}
-        tensors["inputs"] = torch.tensor([k in uses for k in BOTH], dtype=torch.uint8)
-        tensors["classes"] = torch.tensor(self.task == "classification", dtype=torch.uint8)
-        return FeatureMlp(tensors).eval()
+        parts = self.embedding, self.counts, self.protein
+        how = self.task, self.rates, Plan(EPOCHS, 64, self.seed, "MLP", PATIENCE)
+        return fit_mlp(uses, parts, self.data.labels, rows, stop, *how)
 
 
-def candidates(head, features, encoded, rows, costly):
+def candidates(head, features, encoded, rows, costly, paired=False):
     """Return the Candidates that --head and --features stand for, for so many rows to learn from.
 
     features: "auto", or names joined by +; encoded: what the encoder looks at; costly: a Gaussian
-    process can't be fitted.
+    process can't be fitted; paired: all look at proteins, too.
     """
     uses = [tuple(features.split("+"))]
     uses = [(*encoded, "ecfp"), ("ecfp",), encoded] if features == "auto" else uses
@@ -181,14 +156,15 @@ def candidates(head, features, encoded, rows, costly):
         found = [each for each in found if each.kind != "gp" or not costly]
         if features == "auto":  # what is on the encoder alone can only be the process
             found = [each for each in found if each.kind == "gp" or each.uses != encoded]
-    return found
+    return [each._replace(uses=(*each.uses, "protein")) if paired else each for each in found]
 
 
 def losses_of(study, named):
     """Return {Candidate: loss} on the same held-out rows for all.
 
-    Loss: mean absolute error in standard deviations of each label, or cross entropy. Of all rows;
-    where an MLP is among them, of the tenth that it was not fitted to.
+    Loss: mean absolute error in standard deviations of each label, or cross entropy; of pairs the
+    mean squared error in variances. Of all rows; where an MLP is among them, of the tenth that it
+    was not fitted to.
     """
     fits = {each: study.fit(each) for each in named}
     unit, truth = LabelScale.of(study.labels).std, study.labels
@@ -201,7 +177,7 @@ def losses_of(study, named):
         if study.task == "classification":
             loss = -np.log(np.clip(1 - apart, 1e-7, 1))
         else:
-            loss = apart / unit
+            loss = (apart / unit) ** (2 if study.paired else 1)
         found[each] = float(loss[known].mean())
     return found
 
@@ -211,7 +187,7 @@ def best_of(study, head, features):
     costly = head == "auto" and too_costly(study.labels)
     if costly:
         say_once(f"{len(study.rows)} rows are too many for a Gaussian process: it is left out")
-    named = candidates(head, features, study.encoded, len(study.rows), costly)
+    named = candidates(head, features, study.encoded, len(study.rows), costly, study.paired)
     losses = losses_of(study, named)
     return losses, min(losses, key=losses.get)
 
@@ -232,7 +208,8 @@ def choose_head(study, encoder, head, features, with_baselines):
     losses, best = best_of(study, head, features)
     fitted, intervals = study.fit(best), {}
     alone = None
-    if "ecfp" in best.uses and study.encoded == ("picture",):  # for those without SMILES
+    bare = study.encoded == ("picture",) and not study.paired
+    if "ecfp" in best.uses and bare:  # for those without SMILES
         keeps_rows = head != "mlp" and not too_costly(study.labels)  # an MLP keeps none, as asked
         alone = Candidate("gp" if keeps_rows else "mlp", ("picture",))
     heads = [study.fit(each) for each in (best, alone) if each]
@@ -245,7 +222,7 @@ def choose_head(study, encoder, head, features, with_baselines):
     std = LabelScale.of(study.labels).std
     model = FrozenModel(encoder, kinds, *[*modules, None][:2], std).eval()
     facts = {"chosen": best.name, "among": {each.name: loss for each, loss in losses.items()}}
-    facts["loss"] = "MAE in SD of the label"
+    facts["loss"] = "MSE in variances of the label" if study.paired else "MAE in SD of the label"
     if study.task == "classification":
         facts["loss"] = "cross entropy"
     facts |= {"held_out": f"{FOLDS} folds", "learned_from": LEARNED, "rows": len(study.rows)}
@@ -263,20 +240,21 @@ def choose_head(study, encoder, head, features, with_baselines):
 def baselines_of(study):
     """Return {name: predictions of the test part, (n, targets)} of heads on fingerprints alone."""
     kinds = ["mlp", "forest", "gp"][: 2 if too_costly(study.labels) else 3]
-    found, test = {}, study.split["test"]
+    found, test, beside = {}, study.split["test"], ("protein",) * study.paired
     for kind in kinds:
-        head = study.fit(Candidate(kind, ("ecfp",))).head
-        found[f"ECFP + {NAMES[kind]}"] = predict_with(head, None, study.counts[test])[0]
+        candidate = Candidate(kind, ("ecfp", *beside))
+        given, name = study.of(candidate.inputs, test), " + ".join(("ECFP", *beside, NAMES[kind]))
+        found[name] = predict_with(study.fit(candidate).head, *given)[0]
     means = [np.nanmean(column) for column in study.labels.T]
     return found | {"mean of training": np.tile(means, (len(test), 1))}
 
 
-def predict_with(head, embedding, counts, size=256):
+def predict_with(head, embedding, counts, protein=None, size=256):
     """Return (mean, spread), float32 arrays (n, targets), of a head, some molecules at a time."""
-    count, told = len(counts if embedding is None else embedding), []
+    given = embedding, counts, protein
+    count, told = max(len(each) for each in given if each is not None), []
     with torch.no_grad():
         for start in range(0, count, size):
             here = slice(start, start + size)
-            parts = [None if each is None else each[here] for each in (embedding, counts)]
-            told.append(head(*parts))
+            told.append(head(*(None if each is None else each[here] for each in given)))
     return tuple(torch.cat(parts).numpy() for parts in zip(*told))

@@ -17,15 +17,16 @@ from moleclip.pixels import SIZE
 from moleclip.session import INPUTS, feed
 
 OPSET = 20
+BESIDE = {"ecfp": "fingerprint", "protein": "protein"}  # inputs of what heads look at
 
 
 class Deployed(torch.nn.Module):
     """What molecules are given as, by `inputs`, to the outputs in `names`, float32.
 
     Inputs: those of the encoders, images, uint8 RGB (n, 224, 224, 3), the fields of Graphs, or
-    both; and fingerprint, ECFP counts, uint8 (n, 2048), where a head looks at them. models: a Model
-    or FrozenModel each, with one encoder object where their encoders are the same; tasks: one for
-    each model.
+    both; fingerprint, ECFP counts, uint8 (n, 2048), and protein, float32 (n, width), where a head
+    looks at them. proteins: examples of those, float32 (k, width). models: a Model or FrozenModel
+    each, with one encoder object where their encoders are the same; tasks: one for each model.
 
     With `ensemble`, prediction (n, targets) is the members' mean; spread (n, targets) their
     standard deviation, with their own spreads in it where they have such (the standard deviation of
@@ -40,9 +41,10 @@ class Deployed(torch.nn.Module):
         self.encoders, self.models = torch.nn.ModuleList(encoders), torch.nn.ModuleList(models)
         self.tasks, self.ensemble = list(tasks), ensemble
         frozen = [model for model in models if isinstance(model, FrozenModel)]
-        counted = any("ecfp" in model.head.uses for model in frozen)
+        uses = {kind for model in frozen for kind in model.head.uses}
         taken = {name for encoder in encoders for name in encoder.inputs}
-        taken |= {"fingerprint"} if counted else set()
+        taken |= {name for kind, name in BESIDE.items() if kind in uses}
+        self.proteins = None
         self.inputs = [name for name in INPUTS if name in taken]
         self.names = ["embedding"] * bool(encoders and not ensemble) + ["prediction"] * bool(models)
         self.names += ["spread"] * bool(ensemble or frozen)
@@ -56,7 +58,8 @@ class Deployed(torch.nn.Module):
         told = []
         for i, (model, task) in enumerate(zip(self.models, self.tasks)):
             embedding = embeddings[i % len(embeddings)]  # one for all, or one for each
-            told.append(model.told(embedding, given.get("fingerprint"), task))
+            beside = given.get("fingerprint"), task, given.get("protein")
+            told.append(model.told(embedding, *beside))
         found = {"embedding": embeddings[0]}
         for end in ("", "_picture") if told else ():
             means = [each.get(f"prediction{end}", each["prediction"]) for each in told]
@@ -176,13 +179,18 @@ def combine(paths, force=False):
         check_heads(checkpoints, shared)
     encoders = [model.encoder for model in models[: 1 if shared else None]]
     tasks = [checkpoint["task"] for checkpoint in checkpoints]
-    return Deployed(encoders, models, tasks, ensemble).eval(), checkpoints
+    deployed = Deployed(encoders, models, tasks, ensemble).eval()
+    deployed.proteins = checkpoints[0].get("protein", {}).get("examples")
+    return deployed, checkpoints
 
 
 def check_drawings(paths, checkpoints):
-    """Raise click.ClickException if the models were trained on different drawings."""
-    first = drawing(checkpoints[0])
+    """Raise click.ClickException if the models learned from different drawings or proteins."""
+    first, known = drawing(checkpoints[0]), checkpoints[0].get("protein", {}).get("facts")
     for path, checkpoint in zip(paths, checkpoints):
+        if checkpoint.get("protein", {}).get("facts") != known:
+            says = "look at different features of proteins, or one at none"
+            raise click.ClickException(f"{paths[0]} and {path} {says}; export them separately")
         if drawing(checkpoint) != first:
             raise click.ClickException(
                 f"{path}: was trained on other drawings ({drawing(checkpoint)}) "
@@ -282,8 +290,11 @@ def learned_parts(checkpoint):
 
 
 def as_tensors(deployed, given):
-    """Return what a model is given of a list of Features, in the order of its inputs."""
+    """Return what a model is given of Features, by its inputs; of proteins its own examples."""
     counts = np.stack([each.counts for each in given])
     graphs = [each.graph for each in given]
-    arrays = feed(deployed.inputs, [each.streams[0] for each in given], counts, graphs)
+    proteins = deployed.proteins
+    if proteins is not None:
+        proteins = proteins.numpy()[np.arange(len(given)) % len(proteins)]
+    arrays = feed(deployed.inputs, [each.streams[0] for each in given], counts, graphs, proteins)
     return [torch.from_numpy(arrays[name]) for name in deployed.inputs]

@@ -50,7 +50,8 @@ def read_rows(data, kinds=("picture",), world=ALONE, r_groups=False):
     kinds: "picture", of which each row has a zlib stream, "graph", a Graph, or both. Raises
     click.ClickException if there is nothing to look at.
     """
-    mine = data.molecules[world.rank :: world.size]  # the processes share the work
+    distinct = data.pairs.distinct() if data.pairs else range(len(data))
+    mine = [data.molecules[row] for row in distinct][world.rank :: world.size]  # shared work
     workers = max(1, default_workers() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     how = {"drawn": "picture" in kinds, "graph": "graph" in kinds, "r_groups": r_groups}
     shares = [{}]
@@ -68,6 +69,8 @@ def read_rows(data, kinds=("picture",), world=ALONE, r_groups=False):
             continue
         for kind in kinds:
             given[kind][row] = LOOKS[kind](result)
+    if data.pairs:
+        data.pairs.spread(given, problems)
     problems = [problem or data.why_unlabelled(row) for row, problem in enumerate(problems)]
     if not world.rank:
         print_rejected(data, problems)
@@ -115,7 +118,9 @@ class Experiment:
         self.seen = {f"{flag} {path}": seen_by(path) for flag, path in weights.items()}
         random = any(path == "none" or path.startswith("scratch:") for path in weights.values())
         shared = random, self.device, self.world
-        self.frozen = FrozenEncoder(self.given, len(self.data), *shared)
+        first = self.data.pairs and self.data.pairs.first
+        self.frozen = FrozenEncoder(self.given, len(self.data), *shared, first)
+        self.protein = self.data.pairs and torch.from_numpy(self.data.pairs.features)
 
     @property
     def rows(self):
@@ -199,11 +204,11 @@ class Experiment:
     def fit_heads(self, folder, config, split, encoder, embedding):
         """Fit and compare heads on embeddings (all rows, width) or None; as `choose`, on rank 0."""
         seed, rows, encoded = config["seed"], self.rows, () if encoder is None else encoder.names
-        given = embedding, self.counts(), config["rates"], encoded
+        given = embedding, self.counts(), config["rates"], encoded, self.protein
         study = Study(self.data, split, seed, config["split"], *given)
         asked = config["head"], config["features"], self.with_baselines
         chosen = choose_head(study, encoder and encoder.cpu(), *asked)
-        given = None if embedding is None else embedding[rows], self.counts()[rows]
+        given = study.of(chosen.best.inputs, rows)
         told = [dict(zip(rows, values)) for values in predict_with(chosen.model.head, *given)]
         result = make_chosen_result(self.data, seed, split, *told, chosen)
         if config.get("stage") and not too_few(self.splits):
@@ -225,11 +230,13 @@ class Experiment:
     def counts(self):
         """Return the ECFP counts of all readable rows, uint8 (rows, 2048), made once."""
         if self.fingerprints is None:
-            rows = self.rows
+            rows, pairs = self.rows, self.data.pairs
+            rows = sorted({*pairs.first[rows].tolist()}) if pairs else rows
             smiles = [self.data.smiles[row] for row in rows]
             found = count_fingerprints(smiles, self.config["r_groups"])
             self.fingerprints = torch.zeros(len(self.data), found.shape[1], dtype=torch.uint8)
             self.fingerprints[rows] = torch.from_numpy(found)
+            self.fingerprints = self.fingerprints[pairs.first] if pairs else self.fingerprints
         return self.fingerprints
 
     def fit(self, folder, seed, trial, objective, scale):

@@ -227,6 +227,7 @@ class Features(NamedTuple):
     counts: np.ndarray | None = None  # ECFP counts, uint8 (2048,), where the model looks at them
     graph: Graph | None = None  # where the model looks at it
     hidden: list | None = None  # Features without each atom in turn: see explain.py
+    protein: np.ndarray | None = None  # features, float32 (width,), where the model looks at one
 
 
 def featurize(

@@ -10,29 +10,31 @@ from moleclip.table import LabelScale, patterns_of
 TREES, FOLD_TREES = 200, 60  # of a forest, and of one that is fitted to be compared only
 SHARE, SMALL = 0.1, 300  # of the features a branching may choose from; all of them below 300 rows
 LARGEST = 3e7  # bytes of all trees; there are fewer where they would be more
+KINDS = ("embedding", "ecfp", "protein")  # what a head may look at
 FLOOR = 0.1  # of the left-out error: the least spread, where all trees say the same
 
 
 class Forest(torch.nn.Module):
-    """Mean and spread over trees of (n, width) embeddings, (n, 2048) counts or both.
+    """Mean and spread over trees of (n, width) embeddings, (n, 2048) counts, proteins or several.
 
     tensors: {name: buffer}. Of each node of all trees: feature, int16; threshold, float32, its
     children left, right, int32 (a leaf is its own), value, float32 (nodes, columns). roots
     (patterns, trees); pattern, column (targets,): which trees tell a target, and in which column of
     their values; center, unit, floor, float32 (targets,); slope, offset of classes. uses: the
-    features, "embedding", "ecfp" or both, by the places of 1 in `inputs`, uint8 (2,).
+    features among KINDS, by the places of 1 in `inputs`, uint8 (2,), or (3,) with proteins.
     """
 
     def __init__(self, tensors):
         super().__init__()
         for name, value in tensors.items():
             self.register_buffer(name, value)
-        self.uses = [k for k, used in zip(("embedding", "ecfp"), self.inputs.tolist()) if used]
+        self.uses = [k for k, used in zip(KINDS, self.inputs.tolist()) if used]
         self.classes, self.depth = "slope" in tensors, int(self.deepest)
 
-    def forward(self, embedding, counts):
+    def forward(self, embedding, counts, protein=None):
         """Return (mean, spread), float32 (n, targets): labels, or probabilities of the positive."""
-        inputs = joined(*(x if k in self.uses else None for k, x in given(embedding, counts)))
+        given = zip(KINDS, (embedding, counts, protein))
+        inputs = joined(*(x if k in self.uses else None for k, x in given))
         node = self.roots.flatten().repeat(inputs.shape[0], 1)
         for _ in range(self.depth):
             under = inputs.gather(1, self.feature[node].long()) <= self.threshold[node]
@@ -48,24 +50,20 @@ class Forest(torch.nn.Module):
         return mean, spread
 
 
-def given(embedding, counts):
-    """Return the features by their names."""
-    return ("embedding", embedding), ("ecfp", counts)
+def joined(*parts):
+    """Return features as one matrix, float32 (n, all their widths); None: left out."""
+    return torch.cat([part.float() for part in parts if part is not None], 1)
 
 
-def joined(embedding, counts):
-    """Return features as one matrix, float32 (n, width + 2048) or less; None: left out."""
-    return torch.cat([part.float() for part in (embedding, counts) if part is not None], 1)
-
-
-def fit_forest(embedding, counts, labels, folds, task, seed):
+def fit_forest(embedding, counts, labels, folds, task, seed, protein=None):
     """Return (Forest, scores, spreads) that learned labels (n, targets), NaN: unknown.
 
-    embedding, counts: of the rows; either may be None. folds: the fold of each row, (n,). scores
-    and spreads, float64 (n, targets): those of each row by a forest without its fold; of a
+    embedding, counts, protein: of the rows; each may be None. folds: the fold of each row, (n,).
+    scores and spreads, float64 (n, targets): those of each row by a forest without its fold; of a
     classification before they are made probabilities.
     """
-    inputs, scale = joined(embedding, counts).numpy(), LabelScale.of(labels)
+    inputs, scale = joined(embedding, counts, protein).numpy(), LabelScale.of(labels)
+    used = [each is not None for each in (embedding, counts, protein)]
     values, patterns = scale.standardise(labels), patterns_of(labels)
     rows = sum(len(places) for places, _ in patterns)
     width = max(len(targets) for _, targets in patterns)
@@ -83,7 +81,7 @@ def fit_forest(embedding, counts, labels, folds, task, seed):
         trees += [tree.tree_ for tree in grown]
     floor = FLOOR * np.sqrt(np.nanmean((scores - values) ** 2, 0))
     found = flatten(trees, np.array(roots), width) | {
-        "inputs": torch.tensor([embedding is not None, counts is not None], dtype=torch.uint8),
+        "inputs": torch.tensor(used[: 2 + used[2]], dtype=torch.uint8),
         "pattern": torch.from_numpy(which[0]),
         "column": torch.from_numpy(which[1]),
         "floor": torch.from_numpy(floor).float(),

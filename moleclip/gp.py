@@ -4,6 +4,7 @@ Rasmussen, Williams, Gaussian Processes for Machine Learning, MIT Press 2006: Ma
 standardised embeddings; weights, lengthscale and noise by marginal likelihood (2.30);
 mean and variance (2.25, 2.26). MinMax, the sum of minima over that of maxima, on ECFP counts
 (Ralaivola, Swamidass, Saigo, Baldi, Neural Networks 2005, 18, 1093). All in double precision.
+With proteins beside the molecules that sum is multiplied by a Matern 3/2 of the proteins' features.
 """
 
 import math
@@ -14,6 +15,7 @@ import torch
 from scipy.optimize import minimize
 
 from moleclip.calibration import platt_each
+from moleclip.posterior import left_out, whiten
 from moleclip.table import LabelScale, patterns_of
 
 CAP = 8  # a fragment that occurs more often counts so many times
@@ -22,19 +24,21 @@ SUBSET = 1000  # rows, at most, whose marginal likelihood decides
 WHITENED = 1500  # rows, at most, that the spread knows; all of them tell the mean
 COST = 1e12  # sum of rows cubed over patterns of known labels, above which there is no process
 JITTER = 1e-8  # beside the noise, against rounding
-SIGNS = {"embedding": "picture", "ecfp": "bits"}  # the buffers that tell what a process is on
+WEIGHTED = ("embedding", "ecfp")  # kernels that are summed
+SIGNS = {"embedding": "picture", "ecfp": "bits", "protein": "protein"}  # buffers of each
 START = {"embedding": math.log(0.5), "ecfp": math.log(0.5), "scale": 0.0, "noise": math.log(0.1)}
 BOUNDS = {"embedding": (-7, 4), "ecfp": (-7, 4), "scale": (-4, 4), "noise": (math.log(1e-4), 2)}
+START["protein"], BOUNDS["protein"] = 0.0, (-4, 4)  # a lengthscale, in thetas of pairs alone
 
 
 class GaussianProcess(torch.nn.Module):
     """Mean and spread of molecules by the training rows' embeddings, counts or both.
 
     tensors: {name: buffer}. Of the embedding, whatever it is of: picture_mean, picture_scale
-    (width,), picture, float16 (rows, width); of counts: columns, levels (bits,), bits uint8 (rows,
-    bits / 8), totals (rows,). theta: float64 (4,), of START; alpha (rows, targets); whitening,
-    float32 (patterns, m, m), of the rows `known` (patterns, m); pattern (targets,); center, unit,
-    slope, offset (targets,).
+    (width,), picture, float16 (rows, width), and of proteins protein_mean and so on; of counts:
+    columns, levels (bits,), bits uint8 (rows, bits / 8), totals (rows,). theta: float64 (4,), of
+    START, or (5,) with proteins; alpha (rows, targets); whitening, float32 (patterns, m, m), of the
+    rows `known` (patterns, m); pattern, center, unit, slope, offset (targets,).
     """
 
     def __init__(self, tensors):
@@ -44,13 +48,13 @@ class GaussianProcess(torch.nn.Module):
         self.uses = [kind for kind in SIGNS if hasattr(self, SIGNS[kind])]
         self.classes = "slope" in tensors
 
-    def forward(self, embedding, counts):
+    def forward(self, embedding, counts, protein=None):
         """Return (mean, spread), float32 (n, targets): labels, or probabilities of the positive.
 
-        embedding: float32 (n, width); counts: uint8 (n, 2048); what it doesn't use may be None.
-        spread: the predictive standard deviation, noise and all.
+        embedding, protein: float32 (n, width); counts: uint8 (n, 2048); what it doesn't use may be
+        None. spread: the predictive standard deviation, noise and all.
         """
-        base = {"embedding": embedding, "ecfp": counts}
+        base = {"embedding": embedding, "ecfp": counts, "protein": protein}
         found = {kind: getattr(self, kind + "_to")(base[kind]) for kind in self.uses}
         kernel = combine(self.theta, found)
         mean = kernel @ self.alpha * self.unit + self.center
@@ -66,13 +70,12 @@ class GaussianProcess(torch.nn.Module):
     def embedding_to(self, embedding):
         """Return the squared distances of embeddings (n, width) to the rows', float64 (n, rows)."""
         scaled = (embedding.double() - self.picture_mean) / self.picture_scale
-        return self.distances(scaled.clamp(-CUT, CUT))
+        return distances(scaled.clamp(-CUT, CUT), self.picture, self.median)
 
-    def distances(self, scaled):
-        """Return squared distances of standardised embeddings, in units of their median."""
-        rows = self.picture.double()
-        apart = (scaled**2).sum(1, keepdim=True) + (rows**2).sum(1) - 2 * scaled @ rows.T
-        return apart.clamp(min=0) / self.median
+    def protein_to(self, protein):
+        """Return the squared distances of proteins' features, as `embedding_to`."""
+        scaled = (protein.double() - self.protein_mean) / self.protein_scale
+        return distances(scaled.clamp(-CUT, CUT), self.protein, self.protein_median)
 
     def ecfp_to(self, counts):
         """Return the MinMax likeness of counts (n, 2048) to the rows', float64 (n, rows).
@@ -91,16 +94,27 @@ class GaussianProcess(torch.nn.Module):
         """Return {kind: what `combine` takes, float64 (rows, rows)} of the training rows."""
         found = {}
         if "embedding" in self.uses:
-            found["embedding"] = self.distances(self.picture.double())
+            found["embedding"] = distances(self.picture.double(), self.picture, self.median)
         if "ecfp" in self.uses:
             found["ecfp"] = self.likeness(unpack(self.bits), self.totals)
+        if "protein" in self.uses:
+            own = self.protein.double()
+            found["protein"] = distances(own, self.protein, self.protein_median)
         return found
+
+
+def distances(scaled, rows, median):
+    """Return squared distances of standardised vectors to rows, in units of their median."""
+    rows = rows.double()
+    apart = (scaled**2).sum(1, keepdim=True) + (rows**2).sum(1) - 2 * scaled @ rows.T
+    return apart.clamp(min=0) / median
 
 
 def combine(theta, found):
     """Return the kernel: a Matern 3/2 of squared distances, MinMax as it is, each with its weight.
 
-    theta: logarithms of the two weights, of the inverse lengthscale squared, and of the noise.
+    theta: logarithms of the two weights, of the inverse lengthscale squared, and of the noise; with
+    proteins also of theirs, whose Matern 3/2 the sum is multiplied by.
     """
     kernel = 0.0
     if "embedding" in found:
@@ -108,12 +122,15 @@ def combine(theta, found):
         kernel = kernel + theta[0].exp() * (1 + apart) * (-apart).exp()
     if "ecfp" in found:
         kernel = kernel + theta[1].exp() * found["ecfp"]
+    if "protein" in found:
+        apart = (3 * theta[4].exp() * found["protein"] + 1e-12).sqrt()
+        kernel = kernel * (1 + apart) * (-apart).exp()
     return kernel
 
 
 def prior(theta, uses):
     """Return the kernel of a molecule with itself."""
-    return sum(theta[i].exp() for i, kind in enumerate(SIGNS) if kind in uses)
+    return sum(theta[i].exp() for i, kind in enumerate(WEIGHTED) if kind in uses)
 
 
 def unpack(packed):
@@ -122,17 +139,27 @@ def unpack(packed):
     return (torch.floor(packed.float().unsqueeze(-1) / powers) % 2).flatten(1)
 
 
-def describe_rows(embedding, counts):
-    """Return the tensors of training rows that a GaussianProcess keeps of either; None: without."""
-    tensors = {}
+def describe_vectors(vectors, name, median, repeated):
+    """Return the tensors of vectors, float32 (rows, width), under a name, and their median.
+
+    repeated: rows repeat few vectors, whose own distances count.
+    """
+    mean, scale = vectors.double().mean(0), vectors.double().std(0, correction=0)
+    scale = scale.clamp(min=1e-3 * scale.median().item() + 1e-12)
+    scaled = ((vectors.double() - mean) / scale).clamp(-CUT, CUT).half()
+    some = (torch.unique(scaled, dim=0) if repeated else scaled)[:SUBSET].double()
+    apart = torch.pdist(some) ** 2
+    middle = apart.median().clamp(min=1e-12) if len(apart) else torch.ones(())
+    return {f"{name}_mean": mean, f"{name}_scale": scale, name: scaled, median: middle}
+
+
+def describe_rows(embedding, counts, protein=None):
+    """Return the tensors of training rows that a GaussianProcess keeps of each; None: without."""
+    tensors, pairs = {}, protein is not None
     if embedding is not None:
-        mean, scale = embedding.double().mean(0), embedding.double().std(0, correction=0)
-        scale = scale.clamp(min=1e-3 * scale.median().item() + 1e-12)
-        scaled = ((embedding.double() - mean) / scale).clamp(-CUT, CUT).half()
-        tensors |= {"picture_mean": mean, "picture_scale": scale, "picture": scaled}
-        some = scaled[:SUBSET].double()
-        apart = torch.pdist(some) ** 2
-        tensors["median"] = apart.median().clamp(min=1e-12) if len(apart) else torch.ones(())
+        tensors |= describe_vectors(embedding, "picture", "median", pairs)
+    if pairs:
+        tensors |= describe_vectors(protein, "protein", "protein_median", pairs)
     if counts is not None:
         counts = counts.clamp(max=CAP)
         pairs = [(counts >= level).any(0).nonzero()[:, 0] for level in range(1, CAP + 1)]
@@ -154,15 +181,16 @@ class Rows(NamedTuple):
     matrices: dict
 
     @classmethod
-    def of(cls, embedding, counts):
-        """Return the Rows of embeddings, counts or both."""
-        tensors = describe_rows(embedding, counts)
+    def of(cls, embedding, counts, protein=None):
+        """Return the Rows of embeddings, counts or both, beside proteins if there are."""
+        tensors = describe_rows(embedding, counts, protein)
         return cls(tensors, GaussianProcess(tensors).to_itself())
 
     def only(self, features):
         """Return those of some features alone, such as ("embedding",)."""
         names = {"embedding": ("picture", "picture_mean", "picture_scale", "median")}
         names["ecfp"] = ("columns", "levels", "bits", "totals")
+        names["protein"] = ("protein", "protein_mean", "protein_scale", "protein_median")
         wanted = [name for kind in features for name in names[kind]]
         tensors = {name: self.tensors[name] for name in wanted}
         return Rows(tensors, {kind: self.matrices[kind] for kind in features})
@@ -192,7 +220,7 @@ def log_likelihood(kernel, patterns, values):
 
 
 def fit_theta(matrices, labels):
-    """Return theta, float64 (4,), of the highest marginal likelihood on standardised labels.
+    """Return theta of the highest marginal likelihood on standardised labels, float64 (4 or 5,).
 
     Of SUBSET rows at most, fewer where targets are known on many different rows.
     """
@@ -205,7 +233,8 @@ def fit_theta(matrices, labels):
     values = torch.from_numpy(labels[some])
     free = [i for i, name in enumerate(START) if name in (*matrices, "noise")]
     free += [2] * ("embedding" in matrices)
-    theta = torch.tensor(list(START.values()), dtype=torch.float64)
+    theta = [*START.values()][: 4 + ("protein" in matrices)]
+    theta = torch.tensor(theta, dtype=torch.float64)
 
     def loss(at):
         leaf = torch.from_numpy(at).requires_grad_()
@@ -269,32 +298,3 @@ def empty_tensors(shape, patterns, most):
         "whitening": torch.zeros(patterns, most, most),
         "pattern": torch.zeros(shape[1], dtype=torch.int64),
     }
-
-
-def left_out(block, wanted, folds):
-    """Return (alpha, means, spreads) of rows by a process without the labels of their fold.
-
-    block: kernel and noise, float64 (n, n); wanted: (n, targets); folds: (n,). Rasmussen, Williams,
-    section 5.4.2, for more rows than one.
-    """
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(block))
-    alpha = inverse @ wanted
-    means, spreads = torch.zeros_like(wanted), torch.zeros(len(wanted), dtype=torch.float64)
-    for fold in np.unique(folds):
-        here = np.flatnonzero(folds == fold)
-        apart = torch.linalg.inv(inverse[here][:, here])
-        means[here] = wanted[here] - apart @ alpha[here]
-        spreads[here] = apart.diagonal().sqrt()
-    return alpha, means, spreads
-
-
-def whiten(block, some):
-    """Return (whitening, float32 (m, m), spreads (n,)) of a process that knows `some` rows only.
-
-    The spread of a row among them is that without it.
-    """
-    lower = torch.linalg.cholesky(block[some][:, some])
-    white = torch.linalg.solve_triangular(lower, torch.eye(len(some)).double(), upper=False)
-    free = block.diagonal() - ((white @ block[some]) ** 2).sum(0)
-    free[some] = 1 / (white**2).sum(0)  # of the diagonal of the inverse
-    return white.float(), free.clamp(min=1e-12).sqrt()

@@ -41,11 +41,12 @@ class FrozenEncoder:
     """A frozen encoder's embeddings of all molecules, and the heads that learned on them.
 
     given: {what an encoder looks at: {row: zlib stream or Graph}}. Each is made once; with random
-    weights the encoder is another one for each seed.
+    weights the encoder is another one for each seed. first: of each row of pairs the first one of
+    the same molecule, which alone is embedded, int64 (rows,), or None.
     """
 
-    def __init__(self, given, rows, random, device, world):
-        self.given, self.rows, self.random = given, rows, random
+    def __init__(self, given, rows, random, device, world, first=None):
+        self.given, self.rows, self.random, self.first = given, rows, random, first
         self.device, self.world = device, world
         self.found, self.heads = {}, {}
 
@@ -60,13 +61,13 @@ class FrozenEncoder:
     def embedded(self, encoder):
         """Return the embeddings of an encoder of one kind, as `embeddings`."""
         given = self.given[encoder.names[0]]
-        rows = sorted(given)
+        rows = sorted(given if self.first is None else {*self.first[[*given]].tolist()})
         source = EncoderSource(None, given, embedder_of(encoder, self.device), self.world)
         with rank0_bar("embedding", "molecules", len(rows), self.world) as bar:
             features = source.features(rows, bar).cpu()
         found = torch.zeros(self.rows, features.shape[1])
         found[rows] = features
-        return found
+        return found if self.first is None else found[self.first]
 
     def probe_head(self, model, rate, objective, plan):
         """Train a model's head alone, put it into the model, and return its line of the history.

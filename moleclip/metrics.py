@@ -8,6 +8,7 @@ from scipy.stats import spearmanr
 from scipy.stats import t as student
 from sklearn import metrics as skm
 
+from moleclip.affinity import concordance
 from moleclip.files import save_table
 
 MAIN = {"regression": "MAE", "classification": "ROC-AUC"}  # what methods are compared by
@@ -15,10 +16,10 @@ MODEL = "this model"
 FROZEN = "frozen head"  # beside a model that was finetuned after it: no baseline
 
 
-def score(truth, predicted, task):
+def score(truth, predicted, task, paired=False):
     """Return the metrics of one target as a dict; one that is undefined is left out.
 
-    truth: 1-d, NaN where unknown; predicted: 1-d.
+    truth: 1-d, NaN where unknown; predicted: 1-d; paired: those that affinities have, too.
     """
     known = ~np.isnan(truth)
     truth, predicted = truth[known].astype(float), predicted[known].astype(float)
@@ -36,16 +37,21 @@ def score(truth, predicted, task):
             result["R2"] = skm.r2_score(truth, predicted)
             if np.ptp(predicted) > 0:
                 result["Spearman"] = spearmanr(truth, predicted).statistic
+        if paired:
+            result["MSE"] = skm.mean_squared_error(truth, predicted)
+            if np.ptp(truth) > 0:
+                result["concordance"] = concordance(truth, predicted)
     return {name: float(value) for name, value in result.items()}
 
 
-def score_all(truth, predicted, targets, task, unit=1.0):
+def score_all(truth, predicted, targets, task, unit=1.0, paired=False):
     """Return {"pooled": {...}, "targets": {name: {...}}} of arrays (n, targets).
 
-    Pooled MAE and RMSE are over all known labels, in `unit` (targets,) of each; the others are
+    Pooled MAE, RMSE and MSE are over all known labels, in `unit` (targets,) of each; the others are
     means over the targets for which they are defined.
     """
-    each = {name: score(truth[:, t], predicted[:, t], task) for t, name in enumerate(targets)}
+    columns = zip(targets, truth.T, predicted.T)
+    each = {name: score(wanted, told, task, paired) for name, wanted, told in columns}
     pooled = {}
     for name in {name: None for scores in each.values() for name in scores}:
         values = [scores[name] for scores in each.values() if name in scores]
@@ -53,8 +59,8 @@ def score_all(truth, predicted, targets, task, unit=1.0):
         if len(values) < len(targets):
             pooled[f"{name} defined for"] = len(values)
     if task == "regression":
-        every = score((truth / unit).ravel(), (predicted / unit).ravel(), task)
-        pooled |= {name: every[name] for name in ("MAE", "RMSE") if name in every}
+        every = score((truth / unit).ravel(), (predicted / unit).ravel(), task, paired)
+        pooled |= {name: every[name] for name in ("MAE", "RMSE", "MSE") if name in every}
     return {"pooled": pooled, "targets": each}
 
 

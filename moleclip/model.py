@@ -6,7 +6,7 @@ import torch
 from moleclip.device import ALONE
 from moleclip.encoders import embedder_of, entries, restore_encoders
 from moleclip.files import one_line, say_once
-from moleclip.forest import Forest, joined
+from moleclip.forest import KINDS, Forest, joined
 from moleclip.gp import GaussianProcess
 from moleclip.table import LabelScale
 from moleclip.training import EncoderSource
@@ -44,16 +44,16 @@ class Model(torch.nn.Module):
         state = self.head.state_dict()
         return {"head": state, "center": self.label_mean, "spread": self.label_std}
 
-    def told(self, embedding, counts, task):
-        """Return {"prediction": (n, targets)} of embeddings (n, width); counts don't matter."""
+    def told(self, embedding, counts, task, protein=None):
+        """Return {"prediction": (n, targets)} of embeddings (n, width); the others don't matter."""
         return {"prediction": self.unscale(self.head(embedding), task)}
 
 
 class FeatureMlp(torch.nn.Module):
-    """The paper's head on embeddings, fingerprints (as 0 and 1) or both, standardised.
+    """The paper's head on embeddings, proteins, fingerprints (as 0 and 1) or several, standardised.
 
     tensors: {name: value}: mean, scale, (inputs,), unit, center, error (targets,), uint8 inputs
-    (2,), which says of embedding and fingerprint which it looks at; classes, uint8 (); and the
+    (2,) or (3,), which says of KINDS which it looks at; classes, uint8 (); and the
     weights of `mlp`, named layers.0.weight and so on. The spread is the error on held-out rows,
     the same for all.
     """
@@ -66,12 +66,12 @@ class FeatureMlp(torch.nn.Module):
                 self.register_buffer(name, value)
         self.layers = mlp(weights["0.weight"].shape[1], len(self.unit))
         self.layers.load_state_dict(weights)
-        self.uses = [k for k, used in zip(("embedding", "ecfp"), self.inputs.tolist()) if used]
+        self.uses = [k for k, used in zip(KINDS, self.inputs.tolist()) if used]
         self.classifies = bool(self.classes)
 
-    def forward(self, embedding, counts):
+    def forward(self, embedding, counts, protein=None):
         """Return (mean, spread), float32 (n, targets): labels, or probabilities of the positive."""
-        inputs = mlp_inputs(self.uses, embedding, counts)
+        inputs = mlp_inputs(self.uses, embedding, counts, protein)
         outputs = self.layers((inputs - self.mean) / self.scale)
         if self.classifies:
             mean = torch.sigmoid(outputs)
@@ -80,10 +80,11 @@ class FeatureMlp(torch.nn.Module):
         return mean, self.error.expand_as(mean)
 
 
-def mlp_inputs(uses, embedding, counts):
-    """Return what an MLP looks at, float32 (n, width); uses: "embedding", "ecfp" or both."""
+def mlp_inputs(uses, embedding, counts, protein=None):
+    """Return what an MLP looks at, float32 (n, width), bits last; uses: some of KINDS."""
     bits = (counts > 0).float() if "ecfp" in uses else None
-    return joined(embedding if "embedding" in uses else None, bits)
+    seen = embedding if "embedding" in uses else None
+    return joined(seen, protein if "protein" in uses else None, bits)
 
 
 HEADS = {"gp": GaussianProcess, "forest": Forest, "mlp": FeatureMlp}
@@ -102,9 +103,9 @@ class FrozenModel(torch.nn.Module):
         self.head, self.picture_head = head, picture_head
         self.register_buffer("label_std", torch.as_tensor(label_std).float())
 
-    def told(self, embedding, counts, task):
+    def told(self, embedding, counts, task, protein=None):
         """Return prediction and spread, (n, targets), and both _picture if there is such a head."""
-        found = dict(zip(("prediction", "spread"), self.head(embedding, counts)))
+        found = dict(zip(("prediction", "spread"), self.head(embedding, counts, protein)))
         if self.picture_head is not None:
             alone = self.picture_head(embedding, None)
             found |= dict(zip(("prediction_picture", "spread_picture"), alone))
@@ -154,7 +155,14 @@ def save_model(path, model, data, config, metrics, seen, intervals):
         units=data.units,
         seen=seen,
         **({"intervals": intervals} if intervals else {}),
+        **({"protein": protein_entry(data)} if data.pairs else {}),
     )
+
+
+def protein_entry(data):
+    """Return what model.pt says of proteins: facts of their features, and some as examples."""
+    entry = data.pairs.entry()
+    return entry | {"examples": torch.from_numpy(entry["examples"])}
 
 
 def load_model(path):

@@ -49,6 +49,9 @@ def read_metadata(path, session):
         units, classes = told_by_runs(facts, "units", ""), told_by_runs(facts, "classes", [])
         if {*map(type, units)} - {str} or {*map(len, classes)} - {0, 2}:
             raise ValueError
+        widths = [each.shape[1] for each in session.get_inputs() if each.name == "protein"]
+        if widths and (facts["protein"]["width"] != widths[0] or not facts["protein"]["column"]):
+            raise ValueError
         return facts, unpack_text(props[TRAINING]) if TRAINING in props else None
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, zlib.error):
         raise click.ClickException(

@@ -1,7 +1,8 @@
 """model.onnx: its contract, written and read here alone, and the model ready to run.
 
 Inputs, by what the model looks at: `images`, uint8 (batch, 224, 224, 3) RGB; `atoms`, `bonds`,
-`kinds`, `owner`, `counts`, the fields of Graphs; `fingerprint`, ECFP counts, uint8 (batch, 2048).
+`kinds`, `owner`, `counts`, the fields of Graphs; `fingerprint`, ECFP counts, uint8 (batch, 2048);
+`protein`, float32 (batch, width), the features of a protein beside each molecule.
 Outputs `embedding`, `prediction`, `spread`, and `prediction_picture`,
 `spread_picture` for pictures without a fingerprint, those that it has. Metadata: onnxfacts.py.
 """
@@ -19,6 +20,7 @@ from moleclip.calibration import LEVEL, half_widths
 from moleclip.features import BITS, featurize
 from moleclip.molecules import Rejected
 from moleclip.onnxfacts import MAP, means_of, read_metadata, told_by_runs
+from moleclip.proteins import paired
 from moleclip.session import feed, open_session
 from moleclip.workers import try_item
 
@@ -104,16 +106,16 @@ class OnnxModel:
         known = self.facts.get("intervals") or [None] * len(self.targets)
         return np.array([bool(each) and each["normalised"] for each in known], bool)
 
-    def run(self, streams, counts=None, graphs=()):
+    def run(self, streams, counts=None, graphs=(), proteins=None):
         """Return {output: float32 (n, width)} of molecules: pictures, given as zlib streams.
 
         counts: their fingerprints, uint8 (n, 2048), for a model that looks at them; None: they are
-        not known, and what is for pictures alone takes the place of the predictions. graphs: of a
-        model that looks at those.
+        not known, and what is for pictures alone takes the place of the predictions. graphs,
+        proteins: of a model that looks at those.
         """
         pictures = counts is None and "fingerprint" in self.inputs
         counts = np.zeros((len(streams), BITS), np.uint8) if pictures else counts
-        given = feed(self.inputs, streams, counts, graphs)
+        given = feed(self.inputs, streams, counts, graphs, proteins)
         found = dict(zip(self.outputs, self.session.run([*self.outputs], given)))
         for name in ("prediction", "spread") if pictures else ():
             found[name] = found[f"{name}_picture"]
@@ -126,6 +128,8 @@ class OnnxModel:
             more["counts"] = np.stack([each.counts for each in given])
         if given[0].graph is not None:
             more["graphs"] = [each.graph for each in given]
+        if given[0].protein is not None:
+            more["proteins"] = np.stack([each.protein for each in given])
         return self.run(streams, **more)
 
     def predict_window(self, window, batch, level=LEVEL):
@@ -204,16 +208,19 @@ class OnnxModel:
             np.save(path, self.training)
             yield str(path)
 
-    def predict(self, smiles, level=LEVEL):
+    def predict(self, smiles, level=LEVEL, proteins=None):
         """Return {column: array} of a list of SMILES, the columns of predict.py's table.
 
-        Numbers are float64, not-a-number where `error` says why; the rest are arrays of str. A
-        pandas.DataFrame takes it as it is.
+        proteins: of each SMILES the sequence, or embedding, of the protein beside it, where the
+        model looks at one. Numbers are float64, not-a-number where `error` says why; the rest are
+        arrays of str. A pandas.DataFrame takes it as it is.
         """
         names, rows = self.columns(level=level), list(enumerate(smiles))
         with self.saved_training() as training:
             how = self.drawing | self.looks | {"training": training}
             found = [try_item(featurize, row, str(text), "", how) for row, text in rows]
+        if "protein" in self.inputs:
+            found = paired(found, proteins)
         told = self.predict_window(list(zip(rows, found)), self.batch, level)
         table = {"row": np.arange(len(rows)), "smiles": np.array([str(s) for s in smiles])}
         for i, name in enumerate(names):

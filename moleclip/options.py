@@ -193,6 +193,16 @@ def batch(default, least, does):
     return click.option("--batch", default=default, show_default=shown, type=kind, help=does)
 
 
+def r_groups(does):
+    """--r-groups: draw the ends of molecules as R-groups."""
+    return click.option("--r-groups", is_flag=True, help=does)
+
+
+def proteins(does):
+    """--proteins: a table of sequences, or embeddings by name."""
+    return click.option("--proteins", metavar="FILE", help=does)
+
+
 def device():
     """--device of training."""
     kinds = click.Choice(["auto", "cpu", "cuda"])

@@ -101,7 +101,7 @@ def tested(data, split, history, predicted, compared, facts, sure, intervals):
     metrics = facts | {
         "pooled_unit": "the label's" if data.one_column() else DEVIATIONS,
         "test": {
-            name: score_all(truth, values, data.targets, data.task, unit)
+            name: score_all(truth, values, data.targets, data.task, unit, bool(data.pairs))
             for name, values in methods.items()
         },
         "bootstrap": bootstrap(truth, methods, data.task, unit),

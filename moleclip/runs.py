@@ -21,13 +21,13 @@ TABLES = ("predictions.csv", "splits.csv", "history.csv", "choice.csv", "scores.
 def save_predictions(path, data, results, best=0):
     """Write one line for every row of the input.
 
-    row, smiles, split, then truth and prediction of each target (and the likelier class, where
-    classes have names), and error. Split and prediction are those of result `best`, whose model
-    lies beside the file; with several seeds there follow mean and SD of their predictions, and in
-    how many the row was tested.
+    row, smiles, of pairs protein, split, then truth and prediction of each target (and the likelier
+    class, where classes have names), and error. Split and prediction are those of result `best`,
+    whose model lies beside the file; with several seeds there follow mean and SD of their
+    predictions, and in how many the row was tested.
     """
     several, parts = len(results) > 1, [result.part_of() for result in results]
-    header = ["row", "smiles", "split"]
+    header = ["row", "smiles", *["protein"] * bool(data.proteins), "split"]
     for name, words in zip(data.targets, data.classes):
         kinds = ["true", "predicted", *["class"] * bool(words), *results[best].sure]
         kinds += ["mean", "sd"] * several
@@ -35,7 +35,8 @@ def save_predictions(path, data, results, best=0):
     header += ["tested", "error"] if several else ["error"]
     lines = []
     for row, smiles in enumerate(data.smiles):
-        line = [row, smiles, parts[best].get(row, "")]
+        own = [data.proteins[row]] if data.proteins else []
+        line = [row, smiles, *own, parts[best].get(row, "")]
         for t, words in enumerate(data.classes):
             values = [each.predicted[row][t] for each in results if row in each.predicted]
             line += [truth_text(data, row, t), number_text(values[best] if values else math.nan)]

@@ -22,6 +22,7 @@ INPUTS = {  # type, and shape but for the first axis, of all that a model of our
     "owner": ("tensor(int64)", []),
     "counts": ("tensor(int64)", []),
     "fingerprint": ("tensor(uint8)", [BITS]),
+    "protein": ("tensor(float)", None),  # as many numbers as the proteins' features have
 }
 
 
@@ -30,14 +31,22 @@ def are_known(inputs):
     names = {given.name for given in inputs}
     if not names or len(names.intersection(Graphs._fields)) not in (0, len(Graphs._fields)):
         return False
-    return all(INPUTS.get(given.name) == (given.type, given.shape[1:]) for given in inputs)
+    return all(is_known(given) for given in inputs)
 
 
-def feed(names, streams, counts, graphs):
+def is_known(given):
+    """Tell whether an input is among INPUTS."""
+    kind, shape = INPUTS.get(given.name, ("", []))
+    if shape is None:
+        return given.type == kind and len(given.shape) == 2 and type(given.shape[1]) is int
+    return (given.type, given.shape[1:]) == (kind, shape)
+
+
+def feed(names, streams, counts, graphs, proteins=None):
     """Return {name: array} of those inputs of some molecules that a model has.
 
     streams: the zlib stream of each one's picture; counts: of ECFP, uint8 (n, 2048); graphs: a list
-    of Graph.
+    of Graph; proteins: features of the protein beside each, float32 (n, width).
     """
     given = {}
     if "images" in names:
@@ -46,6 +55,8 @@ def feed(names, streams, counts, graphs):
         given |= join(graphs)._asdict()
     if "fingerprint" in names:
         given["fingerprint"] = counts
+    if "protein" in names:
+        given["protein"] = proteins
     return given
 
 
@@ -100,8 +111,11 @@ def try_out(session):
     """
     inputs = session.get_inputs()
     if are_known(inputs):
-        blank = {name: np.full((2, *shape), 255, np.uint8) for name, (_, shape) in INPUTS.items()}
+        shapes = {name: shape for name, (_, shape) in INPUTS.items() if shape is not None}
+        blank = {name: np.full((2, *shape), 255, np.uint8) for name, shape in shapes.items()}
         blank |= join([BLANK, BLANK])._asdict()
+        widths = [given.shape[1] for given in inputs if given.name == "protein"]
+        blank["protein"] = np.zeros((2, *widths), np.float32)
         session.run(None, {each.name: blank[each.name] for each in inputs})
     return session
 

@@ -29,11 +29,11 @@ SUBSET_ALIASES = {
 SPLIT_KINDS = ("random", "scaffold", "random-scaffold", "column")
 
 
-def by_molecule(usable, smiles):
-    """Return the rows of each molecule, stereochemistry counted, in the order of first rows."""
-    groups = {}
+def by_molecule(usable, data):
+    """Return the rows of each molecule, or pair, stereochemistry counted, by their first rows."""
+    proteins, groups = data.proteins or dict.fromkeys(usable), {}
     for i in usable:
-        groups.setdefault(canonical(smiles[i]), []).append(i)
+        groups.setdefault((canonical(data.smiles[i]), proteins[i]), []).append(i)
     return list(groups.values())
 
 
@@ -166,13 +166,13 @@ def drawn_split(data, usable, seed, warn):
 
     Rows of one molecule stay together where such are more than 1%; else the paper's lists count.
     """
-    groups = by_molecule(usable, data.smiles)
+    groups = by_molecule(usable, data)
     replicates = len(usable) - len(groups)
     if replicates <= 0.01 * len(usable):
         groups = [[i] for i in usable]
     elif warn:
         say_once(
-            f"{data.path}: {replicates} of {len(usable)} rows repeat a molecule; "
+            f"{data.path}: {replicates} of {len(usable)} rows repeat a {data.counts}; "
             "all rows of one go into one part"
         )
     if data.task == "classification":
@@ -218,8 +218,8 @@ def make_splits(data, usable, kind, seeds, warn=True):
     require_molecules(data, usable())
     while True:
         splits = {seed: make_split(data, usable(), kind, seed, warn=False) for seed in seeds}
-        if min(len(by_molecule(split["train"], data.smiles)) for split in splits.values()) < 2:
-            says = f"the training part of the {Path(kind).name} split is one molecule"
+        if min(len(by_molecule(split["train"], data)) for split in splits.values()) < 2:
+            says = f"the training part of the {Path(kind).name} split is one {data.counts}"
             raise click.ClickException(f"{data.path}: {says}; take another --split")
         lost = unlearnable(data.labels, splits.values())
         if not any(lost):
@@ -240,13 +240,11 @@ def make_splits(data, usable, kind, seeds, warn=True):
 
 def require_molecules(data, usable):
     """Refuse a table of too few molecules for three parts."""
-    molecules = len(by_molecule(usable, data.smiles))
+    molecules = len(by_molecule(usable, data))
     if molecules < LEAST:
         repeated = f"; these {len(usable)} rows repeat them" if molecules < len(usable) else ""
-        raise click.ClickException(
-            f"{data.path}: {molecules} molecules with labels; "
-            f"at least {LEAST} are needed for three parts{repeated}"
-        )
+        says = f"at least {LEAST} are needed for three parts{repeated}"
+        raise click.ClickException(f"{data.path}: {molecules} {data.counts}s with labels; {says}")
 
 
 def check_parts(data, split, warn=True):
@@ -274,9 +272,9 @@ def check_parts(data, split, warn=True):
             said = f"{len(names)} of {len(data.targets)} targets: {what}: {shown}"
             click.echo(f"warning: {said}", err=True)
     for part, says in TINY_PARTS.items():
-        size = len(by_molecule(split[part], data.smiles))
+        size = len(by_molecule(split[part], data))
         if warn and size < TINY:
-            say_once(f"warning: only {size} molecules in {part}: {says}")
+            say_once(f"warning: only {size} {data.counts}s in {part}: {says}")
 
 
 def print_split(data, split, kind, seed, left=0):

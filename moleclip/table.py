@@ -14,6 +14,7 @@ from moleclip.files import open_text
 from moleclip.formats import SAMPLED, find_mark, find_smiles_column, input_kind, suffix_of
 from moleclip.labels import differs_beside, read_cell, read_column
 from moleclip.molecules import read_molecules
+from moleclip.proteintable import Pairs
 
 
 class Data:
@@ -22,10 +23,13 @@ class Data:
     smiles: list of str; problems: list of str, "" where the row can be used; targets: names;
     labels: float64 (rows, targets), NaN where missing; task: "regression" or "classification".
     Of each target: columns, that it comes from; classes, the words of 0 and 1, () where it has
-    none; units; qualified, {row: text}. left_out: {column: why it is not learned}.
+    none; units; qualified, {row: text}. left_out: {column: why it is not learned}. pairs: Pairs,
+    proteins: their names, None without --proteins.
     """
 
-    def __init__(self, path, targets=(), task="auto", smiles_column=None, split_column=None):
+    def __init__(
+        self, path, targets=(), task="auto", smiles_column=None, split_column=None, proteins=None
+    ):
         self.path, self.split_column, self.wanted_task = path, split_column, task
         if input_kind(path, smiles_column) != "table" or path == "-":
             raise click.ClickException(f"{path}: labels need a .csv or .tsv file with a header")
@@ -36,6 +40,9 @@ class Data:
         self.smiles_column = find_smiles_column(path, self.header, smiles_column)
         self.smiles = [molecule.smiles for molecule in self.molecules]
         self.problems = [molecule.problem for molecule in self.molecules]
+        self.pairs = Pairs(proteins, path, self.molecules, self.problems) if proteins else None
+        self.proteins = self.pairs and self.pairs.names
+        self.counts = "pair" if proteins else "molecule"  # what a row is
         self.comma, self.left_out = has_semicolons(path, smiles_column), {}
         self.comma = self.comma and self.has_decimal_commas()
         found = self.named_columns(targets) if targets else self.pick_columns()
@@ -98,7 +105,8 @@ class Data:
         """Return {name: Column} of all columns of numbers or classes that measure something."""
         if self.split_column is not None:
             self.check_name("--split-column", self.split_column)
-        others = [n for n in self.header if n not in (self.smiles_column, self.split_column)]
+        known = [self.smiles_column, self.split_column, self.pairs and self.pairs.proteins.column]
+        others = [name for name in self.header if name not in known]
         read = {name: self.read(name) for name in others}
         found = {name: column for name, column in read.items() if not column.reason}
         self.left_out = {name: each.reason for name, each in read.items() if each.reason}
@@ -139,20 +147,11 @@ class Data:
                 )
             return "regression"
         if numbers and classes:
-            ways = (
-                " ".join(
-                    [
-                        "finetune.py --data",
-                        shlex.quote(self.path),
-                        *(f"--target '{n}'" for n in names),
-                    ]
-                )
-                for names in (numbers, classes)
-            )
-            raise click.ClickException(
-                f"{self.path}: has numbers ({', '.join(numbers)}) and classes "
-                f"({', '.join(classes)}), and a run learns one kind: {' or '.join(ways)}"
-            )
+            flags = (" ".join(f"--target '{n}'" for n in names) for names in (numbers, classes))
+            lead = f"finetune.py --data {shlex.quote(self.path)}"
+            both = f"has numbers ({', '.join(numbers)}) and classes ({', '.join(classes)})"
+            ways = " or ".join(f"{lead} {each}" for each in flags)
+            raise click.ClickException(f"{self.path}: {both}, and a run learns one kind: {ways}")
         return "classification" if classes else "regression"
 
     def refuse_wrong(self, name, column):

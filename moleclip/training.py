@@ -24,13 +24,11 @@ CHUNK = 512  # molecules that are unpacked at once to predict
 
 
 class Loss:
-    """L1 (regression) or BCE (classification) over known labels.
+    """L1 or squares (regression) or BCE over known labels. weight: of positives, (targets,)."""
 
-    weight: of the positives, (targets,).
-    """
-
-    def __init__(self, task, weight=None):
-        self.task, self.weight = task, None if weight is None else torch.as_tensor(weight).float()
+    def __init__(self, task, weight=None, squared=False):
+        self.task, self.squared = task, squared
+        self.weight = None if weight is None else torch.as_tensor(weight).float()
 
     def __call__(self, outputs, labels):
         """Return the sum over the known among labels (n, targets), NaN where missing."""
@@ -42,7 +40,7 @@ class Loss:
                 outputs, target, reduction="none", pos_weight=weight
             )
         else:
-            each = (outputs - target).abs()
+            each = (outputs - target) ** 2 if self.squared else (outputs - target).abs()
         return (each * known).sum()
 
     def mean(self, outputs, labels):

@@ -29,6 +29,8 @@ SHARED = {  # they mean the same everywhere, and are declared once, in moleclip/
     "--part",
     "--resume",
     "--smiles-column",
+    "--r-groups",
+    "--proteins",
 }
 TORCHRUN = {"--nproc_per_node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint"}
 FOREIGN = TORCHRUN | {"--help"}  # and click's

@@ -10,19 +10,20 @@ from conftest import ROOT, STATIONS
 
 GROUND = [  # without torch; each may import from those before it
     *("files", "formats", "molecules", "workers", "options", "pixels", "movement", "styles"),
-    *("drawing", "shards", "loader", "targets", "pictures", "graphs", "features", "keys"),
-    *("electronic", "blocks", "calibration", "session", "onnxfacts", "onnxmodel", "explain"),
+    *("drawing", "shards", "loader", "targets", "pictures", "graphs", "features", "proteins"),
+    *("proteintable", "keys", "electronic", "blocks", "calibration", "session", "onnxfacts"),
+    *("onnxmodel", "explain"),
     *("outputs", "parts", "reportpage", "embeddingmap", "spectra", "tokens", "texts"),
     *("alignedmodel", "peaktables", "jcamp", "mzml", "spectrumfiles", "index", "hitspage"),
     *("captions", "describe", "evolve", "generatedpage"),
 ]
 UPPER = [
     *("device", "transfer", "augment", "encoder", "gin", "embedder", "weights", "encoders"),
-    *("seen", "pairs", "losses", "trainstate", "labels", "splits", "table", "metrics"),
-    *("training", "gp", "forest", "folds", "model", "deploy", "quantize", "trained", "heads"),
-    *("choice", "results", "plots", "runs", "grid", "stages", "experiment", "transformer"),
-    *("queries", "dense", "correlation", "counted", "aligned", "pairtable", "textpairs"),
-    *("alignscores", "alignstate", "alignstep", "alignedfile"),
+    *("seen", "pairs", "losses", "trainstate", "labels", "splits", "table", "affinity"),
+    *("metrics", "training", "posterior", "gp", "forest", "folds", "model", "mlpfit", "deploy"),
+    *("quantize", "trained", "heads", "choice", "results", "plots", "runs", "grid", "stages"),
+    *("experiment", "transformer", "queries", "dense", "correlation", "counted", "aligned"),
+    *("pairtable", "textpairs", "alignscores", "alignstate", "alignstep", "alignedfile"),
 ]
 FLOORS = GROUND + UPPER
 HEAVY = {"torch", "clip", "sklearn", "scipy", "onnx"}
@@ -100,8 +101,8 @@ def test_the_stations_lie_alone_on_the_top_level():
 def test_every_part_of_moleclip_has_its_floor():
     assert sorted(path.stem for path in (ROOT / "moleclip").glob("*.py")) == sorted(FLOORS)
     # 26 files of 300 lines can't hold what the issues after the house's ask for; nor can 48 the
-    # second and third system, ACML and MoMu
-    assert len(FLOORS) <= 86
+    # second and third system, ACML and MoMu, nor 85 proteins
+    assert len(FLOORS) <= 91
 
 
 def test_contributing_has_the_order_of_floors():
@@ -198,9 +199,9 @@ def test_files_stay_short():
     assert not {name: count for name, count in lines.items() if count > limits[name]}
     # 7,500 was the bound when the house was built, at 7,073; what makes its numbers and rows
     # trustworthy came on top, then the targets of atoms and electrons, then heads for few data,
-    # then graphs, spectra and texts, also for tables of labels, a look inside, and int8. A file's
-    # own bound is what keeps it readable.
-    assert sum(lines.values()) <= 19500
+    # then graphs, spectra and texts, also for tables of labels, a look inside, int8, and proteins.
+    # A file's own bound is what keeps it readable.
+    assert sum(lines.values()) <= 20000
 
 
 @pytest.mark.parametrize("name", SOURCES)
