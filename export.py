@@ -40,7 +40,13 @@ from moleclip.molecules import Rejected, read_molecules
 from moleclip.onnxfacts import metadata_props
 from moleclip.quantize import to_int8, turned
 from moleclip.session import feed, new_session
-from moleclip.trained import table_beside, training_fingerprints, training_map, training_means
+from moleclip.trained import (
+    known_drawings,
+    table_beside,
+    training_fingerprints,
+    training_map,
+    training_means,
+)
 from moleclip.weights import load_checkpoint, load_encoder
 from moleclip.workers import try_item
 
@@ -320,7 +326,7 @@ def main(runs, out, precision, encoder_only, no_fingerprints, force):
     for run, table, checkpoint in zip(facts["runs"], tables, checkpoints):
         run["means"] = training_means(table, checkpoint, parts)
     lying = training_map(deployed, tables, parts, facts["render"]) if training is not None else None
-    props = metadata_props(facts, training, molecules, lying)
+    props = metadata_props(facts, training, molecules, lying, known_drawings(deployed))
     found = save_checked(out, deployed, precision, props, given, force)
     print_summary(out, facts, found)
     if training is not None:

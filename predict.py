@@ -31,7 +31,7 @@ from moleclip.features import featurize
 from moleclip.files import check_output, final_path, kept_columns
 from moleclip.formats import find_smiles_column, input_kind
 from moleclip.molecules import BLOCK, Molecule, Rejected, find_input, input_facts, read_molecules
-from moleclip.onnxmodel import OWN, OnnxModel
+from moleclip.onnxmodel import LIKE, OWN, OnnxModel
 from moleclip.outputs import ResumableCsv
 from moleclip.parts import join_parts
 from moleclip.pictures import content_hash, is_picture, pictures_in, read_picture
@@ -156,6 +156,7 @@ def predict_all(model, source, output, asked, batch, drawn):
         for _, window in itertools.groupby(ahead, lambda pair: pair[0].row // size):
             window = [(m, pairs.beside(m, found) if pairs else found) for m, found in window]
             results = model.predict_window(window, batch, asked.interval)
+            window = model.judged(window, results, source.files)
             atoms = explain_window(model, window, results, batch) if asked.explain else None
             write_window(model, source, output, window, results, atoms)
             bar.update(len(window))
@@ -187,7 +188,7 @@ def write_window(model, source, output, window, results, atoms=None):
 
 
 def csv_values(model, given, result, columns, atoms):
-    """Return what stands in these last columns: values, nearest_training if it is there, ...
+    """Return what stands in these last columns: values, those of LIKE that are there, ...
 
     given: the row's Features; atoms: cells of what atoms carry.
     """
@@ -195,8 +196,8 @@ def csv_values(model, given, result, columns, atoms):
         return [""] * (len(columns) - 1) + [str(result)]
     cells = [f"{value:.7g}" for value in result[0]]
     cells += [words[int(value > 0.5)] for value, words in zip(result[0], model.classes) if words]
-    if "nearest_training" in columns:
-        cells.append("" if given.nearest is None else f"{given.nearest:.3f}")
+    like = [value for name, value in zip(LIKE, (given.nearest, given.like)) if name in columns]
+    cells += ["" if value is None else f"{value:.3f}" for value in like]
     return [*cells, *atoms, given.note, ""]
 
 
@@ -309,8 +310,7 @@ def name_outputs(asked, *inputs):
 
 def facts_of(loaded, given, columns, batch, asked):
     """Return what --resume compares, with all "columns" of the CSV; `columns` are the numeric."""
-    likeness = ["nearest_training"] if loaded.training is not None else []
-    own = ["row", "smiles", "name", *given.kept.values()]
+    own, likeness = ["row", "smiles", "name", *given.kept.values()], loaded.likeness(given.files)
     atoms = atom_columns(loaded, asked)
     return {
         "model": loaded.sha256,

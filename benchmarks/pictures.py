@@ -10,7 +10,8 @@ style; Indigo, with rings as it has them of SMILES (circles) and as single and d
 Babel; PIKAChU. These have an environment of their own, benchmarks/runs/pictures/venv, which this
 makes. MAE against the measured values, the mean over seeds; and how far the prediction by picture
 is from that by SMILES, the median over molecules. What a program can't draw, or predict.py refuses,
-is counted and left out.
+is counted and left out. Beside them pieces of two photographs (scikit-learn's), plots and pages of
+text: of all, which part predict.py notes as unlike a drawing of a molecule.
 """
 
 import json
@@ -21,16 +22,22 @@ from pathlib import Path
 
 import accuracy
 import click
+import matplotlib
 import numpy as np
 from likeness import INIT, encoder
+from PIL import Image, ImageDraw, ImageFont
 from rdkit import Chem
 from rdkit.Chem.Draw import rdMolDraw2D
-from record import RUNS, read_csv, record
+from record import ROOT, RUNS, read_csv, record
+from sklearn.datasets import load_sample_images
 
 import export
 import predict
 from moleclip.files import save_table
 from moleclip.molecules import parse
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
 
 FOLDER = RUNS / "pictures"
 OTHERS = ("epam.indigo==1.46.0", "openbabel-wheel==3.1.1.23", "pikachu-chem==1.1.6", "cairosvg")
@@ -38,6 +45,8 @@ SIDE = 600  # pixels
 ACS = "RDKit, ACS style"
 OURS = ("RDKit, as render.py", "RDKit, black and white", ACS)
 THEIRS = ("Indigo, circles", "Indigo", "Open Babel", "PIKAChU")
+NONE = ("photographs", "plots", "text")  # no drawings
+PIECES = 80  # of each of these
 # What draws with the others: in their environment, the molecules from a JSON file.
 DRAW = """
 import json, sys
@@ -116,44 +125,91 @@ def draw_all(folder, smiles):
     subprocess.run([*map(str, words)], check=True, stdout=subprocess.DEVNULL)
 
 
+def write_others(folder):
+    """Write PIECES of photographs, plots and pages of text, what is no drawing, into folders."""
+    random, words = np.random.default_rng(0), (ROOT / "docs" / "method.md").read_text().split()
+    for name in NONE:
+        (folder / name).mkdir()
+    for i in range(PIECES):
+        whole, side = load_sample_images().images[i % 2], random.integers(150, 400)
+        top, left = (random.integers(length - side) for length in whole.shape[:2])
+        piece = Image.fromarray(whole[top : top + side, left : left + side])
+        piece.save(folder / NONE[0] / f"{i}.png")
+        plot(folder / NONE[1] / f"{i}.png", i, random)
+        page, font = Image.new("RGB", (400, 300), "white"), ImageFont.load_default(size=14 + i % 20)
+        start = random.integers(len(words) - 40)
+        lines = [" ".join(words[start + 5 * k : start + 5 * k + 5]) for k in range(1 + i % 8)]
+        ImageDraw.Draw(page).text((8, 8), "\n".join(lines), fill="black", font=font)
+        page.save(folder / NONE[2] / f"{i}.png")
+
+
+def plot(path, i, random):
+    """Write a plot of one of four kinds: lines, points, bars, a line without axes."""
+    figure, axes = plt.subplots(figsize=(4, 3))
+    x = np.linspace(0, 10, 100)
+    if i % 4 == 0:
+        axes.plot(x, np.sin(3 * x * random.random()))
+        axes.set(title="signal", xlabel="time (s)")
+    elif i % 4 == 1:
+        axes.scatter(*random.normal(size=(2, 50)))
+    elif i % 4 == 2:
+        axes.bar(range(5), random.random(5))
+    else:
+        axes.plot(x, random.random(100).cumsum(), color="black")
+        axes.axis("off")
+    figure.savefig(path)
+    plt.close(figure)
+
+
 def predicted(model, source, target, count):
-    """Return predict.py's numbers for a file or a folder of 0.png and so on, (count,).
+    """Return (numbers, notes) of predict.py for a file or a folder of 0.png and so on, (count,).
 
     NaN where it has an error, or where there is no picture.
     """
-    out, found = Path(f"{source}.predicted.csv"), np.full(count, np.nan)
+    out, found = Path(f"{source}.predicted.csv"), np.full((2, count), np.nan)
     words = [str(model), str(source), "-o", str(out), "--provider", "cpu"]
     predict.main.main(words, standalone_mode=False)
     for line in read_csv(out):
         place = int(Path(line["name"]).stem if source.is_dir() else line["row"])
-        found[place] = float(line[target] or "nan")
+        found[:, place] = float(line[target] or "nan"), "unlike a drawing" in line["note"]
     return found
 
 
 def told(folder, run):
-    """Return ({program: (n,)}, truth (n,)) of one seed's test molecules; "SMILES" among them."""
+    """Return ({program: (numbers, notes)}, truth (n,)) of one seed's test molecules.
+
+    Among them "SMILES", and what is no drawing.
+    """
     lines = [line for line in read_csv(run / "predictions.csv") if line["split"] == "test"]
     smiles, target = [line["smiles"] for line in lines], "log_solubility"
     save_table(folder / "SMILES.csv", ["smiles"], [[each] for each in smiles])
     draw_all(folder, smiles)
-    export.main.main([str(run), "-o", str(folder / "model.onnx")], standalone_mode=False)
-    sources = {"SMILES": folder / "SMILES.csv"} | {name: folder / name for name in (*OURS, *THEIRS)}
-    model, count = folder / "model.onnx", len(lines)
-    found = {name: predicted(model, each, target, count) for name, each in sources.items()}
+    write_others(folder)
+    model, names = folder / "model.onnx", (*OURS, *THEIRS)
+    export.main.main([str(run), "-o", str(model)], standalone_mode=False)
+    found = {"SMILES": predicted(model, folder / "SMILES.csv", target, len(lines))}
+    found |= {name: predicted(model, folder / name, target, len(lines)) for name in names}
+    found |= {name: predicted(model, folder / name, target, PIECES) for name in NONE}
     return found, np.array([float(line[f"true_{target}"]) for line in lines])
 
 
 def row_of(name, seeds):
-    """Return the table's row of a program. seeds: [({program: (n,)}, truth (n,)), ...]."""
-    errors, away, refused = [], [], 0
+    """Return the table's row of a program, or of what is no drawing. seeds: of `told`."""
+    errors, away, noted, left = [], [], [], []
     for found, truth in seeds:
-        values, known = found[name], ~np.isnan(found[name])
-        refused += int((~known).sum())
-        errors.append(np.abs(values - truth)[known].mean())
-        away.append(np.abs(values - found["SMILES"])[known])
-    row = {"drawn by": name, "MAE": f"{np.mean(errors):.4g}"}
-    row |= {"from SMILES, median": f"{np.median(np.concatenate(away)):.4g}", "left out": refused}
-    return row | {"seeds": len(seeds), "molecules": len(seeds[0][1]), "init": encoder()}
+        (values, unlike), plain = found[name], found["SMILES"][0]
+        known = ~np.isnan(values)
+        left.append((~known).sum())
+        noted.append(unlike[known].mean())
+        if name not in NONE:
+            errors.append(np.abs(values - truth)[known].mean())
+            away.append(np.abs(values - plain)[known])
+    row = {"drawn by": name, "MAE": "", "from SMILES, median": ""}
+    if name not in NONE:
+        row |= {"MAE": f"{np.mean(errors):.4g}"}
+        row |= {"from SMILES, median": f"{np.median(np.concatenate(away)):.4g}"}
+    row |= {"unlike": f"{np.mean(noted):.4g}", "left out": int(max(left))}
+    return row | {"seeds": len(seeds), "pictures": len(values), "init": encoder()}
 
 
 @click.command(help=__doc__)
@@ -165,7 +221,7 @@ def main(seeds):
     for seed in seeds.split(","):
         with tempfile.TemporaryDirectory() as folder:
             found.append(told(Path(folder), cell.folder / f"seed-{seed}"))
-    names = ("SMILES", *OURS, *THEIRS)
+    names = ("SMILES", *OURS, *THEIRS, *NONE)
     record("pictures", [row_of(name, found) for name in names], ("torch", "rdkit"))
 
 

@@ -481,7 +481,8 @@ EXPLAINED |= {"by chance": "by chance", "molecules with nitrogen": "molecules"}
 EXPLAINED |= {"rank correlation with Crippen": "rank correlation with Crippen"}
 EXPLAINED |= {"molecules ranked": "molecules ranked"}
 PICTURES = {"drawn by": "ESOL's test molecules, drawn by", "MAE": "MAE in log mol/L"}
-PICTURES |= {"from SMILES, median": "from that by SMILES, median", "left out": "left out"}
+PICTURES |= {"from SMILES, median": "from that by SMILES, median", "unlike": "noted as no drawing"}
+PICTURES |= {"left out": "left out", "pictures": "pictures"}
 SCALE = {"what": "on 2 cores", "value": ""}
 RETRIEVED = ("top1", "top10", "top100")
 

@@ -228,6 +228,7 @@ class Features(NamedTuple):
     graph: Graph | None = None  # where the model looks at it
     hidden: list | None = None  # Features without each atom in turn: see explain.py
     protein: np.ndarray | None = None  # features, float32 (width,), where the model looks at one
+    like: float | None = None  # of a picture its likeness to drawings: see familiar.py
 
 
 def featurize(

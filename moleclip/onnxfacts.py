@@ -1,6 +1,7 @@
 """What export.py writes into model.onnx beside the graph, and predict.py reads: facts in JSON.
 
-Three texts of metadata: the facts, fingerprints of the training molecules, and where they lie.
+Four texts of metadata: the facts, fingerprints of the training molecules, where they lie, and where
+drawings of molecules do.
 """
 
 import json
@@ -15,19 +16,21 @@ from moleclip.session import are_known
 FORMAT = 1  # newest format of metadata that this version understands
 # Names of the metadata; a sketch: fingerprints.
 FACTS, TRAINING, MAP = "moleclip", "moleclip_sketch", "moleclip_map"
+DRAWINGS = "moleclip_drawings"
 
 
-def metadata_props(facts, training=None, molecules=0, lying=None):
+def metadata_props(facts, training=None, molecules=0, lying=None, drawings=None):
     """Return the metadata of a model.onnx, {name: text}, from plain facts of the model.
 
     training: fingerprints, uint8 (n, 256), of the distinct ones among so many molecules, or None;
-    lying: the text of `principal_axes`, where they lie, or None.
+    lying: the text of `principal_axes`, where they lie, or None; drawings: that of `flat_of`.
     """
     said = None
     if training is not None:
         said = {"molecules": len(training), "of": molecules, "bits": BITS, "radius": RADIUS}
     props = {FACTS: json.dumps({"format": FORMAT} | facts | {"sketch": said})}
     props |= {} if training is None else {TRAINING: pack_text(training)}
+    props |= {DRAWINGS: drawings} if drawings else {}
     return props | ({MAP: lying} if lying else {})
 
 

@@ -17,14 +17,16 @@ import click
 import numpy as np
 
 from moleclip.calibration import LEVEL, half_widths
+from moleclip.familiar import Familiar
 from moleclip.features import BITS, featurize
 from moleclip.molecules import Rejected
-from moleclip.onnxfacts import MAP, means_of, read_metadata, told_by_runs
+from moleclip.onnxfacts import DRAWINGS, MAP, means_of, read_metadata, told_by_runs
 from moleclip.proteins import paired
 from moleclip.session import feed, open_session
 from moleclip.workers import try_item
 
-OWN = ("row", "smiles", "name", "nearest_training", "note", "error")  # columns of predictions.csv
+LIKE = ("nearest_training", "picture_like")  # of predictions.csv, as Features.nearest and .like
+OWN = ("row", "smiles", "name", *LIKE, "note", "error")  # columns that are no target's
 # In one call. A small batch of pictures stays in a CPU's cache, and its pictures have like ink.
 BATCH, GRAPHS = {"CPU": 8, "CUDA": 64}, 256
 
@@ -46,7 +48,9 @@ class OnnxModel:
             )
         self.session, self.notice = open_session(path, provider)
         self.facts, self.training = read_metadata(path, self.session)
-        self.map = self.session.get_modelmeta().custom_metadata_map.get(MAP)  # its text, or None
+        texts = self.session.get_modelmeta().custom_metadata_map
+        self.map = texts.get(MAP)  # its text, or None
+        self.familiar = Familiar(path, texts[DRAWINGS]) if DRAWINGS in texts else None
         self.outputs = {output.name: output.shape[1] for output in self.session.get_outputs()}
         self.inputs = [given.name for given in self.session.get_inputs()]
         self.targets, self.width = self.facts["targets"], self.outputs.get("embedding", 0)
@@ -176,6 +180,20 @@ class OnnxModel:
         if not (np.isfinite(values).all() and np.isfinite(embedding).all()):
             return Rejected("the model gives no finite number for it")
         return values, embedding
+
+    def judged(self, window, results, pictures):
+        """Return a window of (molecule, Features); pictures are compared with drawings."""
+        if not (pictures and self.familiar):
+            return window
+        return [
+            (m, given if isinstance(told, Rejected) else self.familiar.judge(given, told[1]))
+            for (m, given), told in zip(window, results)
+        ]
+
+    def likeness(self, pictures):
+        """Return which of LIKE are columns, for pictures or for SMILES."""
+        known = self.training is not None, pictures and self.familiar is not None
+        return [name for name, there in zip(LIKE, known) if there]
 
     def columns(self, views=1, level=LEVEL):
         """Return the names, with units, of the numeric columns that `average_views` gives.

@@ -10,13 +10,15 @@ from tqdm import tqdm
 
 from moleclip.deploy import as_tensors
 from moleclip.embeddingmap import principal_axes
+from moleclip.familiar import DRAWINGS, flat_of
 from moleclip.features import featurize, pack_fingerprint
-from moleclip.molecules import Rejected
+from moleclip.files import ROOT
+from moleclip.molecules import Rejected, read_molecules
 from moleclip.workers import try_item
 
 MAX_FINGERPRINTS = 10_000  # training molecules; each takes some 90 bytes in the file
 MAPPED = 1000  # training molecules that the map shows, at most; each is embedded for it
-AT_ONCE = 64
+AT_ONCE = 16  # of like ink: on a CPU they stay in its cache
 
 
 def table_beside(path):
@@ -69,7 +71,6 @@ def training_means(table, checkpoint, parts):
     return known if None not in known else None
 
 
-@torch.no_grad()
 def training_map(deployed, tables, parts, drawn):
     """Return the text of a map of the training molecules, or None without any, or an embedding.
 
@@ -80,12 +81,36 @@ def training_map(deployed, tables, parts, drawn):
         return None
     how = {name: drawn[name] for name in ("max_atoms", "r_groups") if name in drawn}
     how |= {"counts": True, "graph": True, "drawn": "images" in deployed.inputs}
-    found, bar = [], tqdm(total=len(smiles), desc="map", disable=None, leave=False)
-    given = [try_item(featurize, row, text, "", how) for row, text in enumerate(smiles)]
+    return principal_axes(embedded(deployed, smiles, how, "map"))
+
+
+def known_drawings(deployed):
+    """Return the text of where drawings of ChEMBL's molecules lie, None if it takes no pictures."""
+    if "embedding" not in deployed.names or not {*deployed.inputs} <= {"images", "fingerprint"}:
+        return None
+    every = [each.smiles for each in read_molecules(str(ROOT / "data" / "chembl_3000.smi"))]
+    chosen = every[:: max(1, len(every) // DRAWINGS)]
+    return flat_of(embedded(deployed, chosen, {"counts": True}, "drawings"))
+
+
+@torch.no_grad()
+def embedded(deployed, smiles, how, title):
+    """Return the embeddings of molecules that can be drawn, float32 (n, width).
+
+    how: options of `featurize`; title: of the progress bar.
+    """
+    patch = deployed.encoders[0].facts().get("patch", 0)
+    given = [
+        try_item(featurize, row, text, "", how | {"patch": patch})
+        for row, text in enumerate(smiles)
+    ]
     given = [each for each in given if not isinstance(each, Rejected)]
-    for part in [given[i : i + AT_ONCE] for i in range(0, len(given), AT_ONCE)]:
+    order = np.argsort([each.ink[0] for each in given], kind="stable")  # of like ink at once
+    found, bar = [], tqdm(total=len(given), desc=title, disable=None, leave=False)
+    for start in range(0, len(given), AT_ONCE):
+        part = [given[i] for i in order[start : start + AT_ONCE]]
         tensors = dict(zip(deployed.inputs, as_tensors(deployed, part)))
         found.append(deployed.encoders[0].embed(tensors).float().numpy())
         bar.update(len(part))
     bar.close()
-    return principal_axes(np.concatenate(found))
+    return np.concatenate(found)[np.argsort(order)]

@@ -12,7 +12,7 @@ GROUND = [  # without torch; each may import from those before it
     *("files", "formats", "molecules", "workers", "options", "pixels", "movement", "styles"),
     *("drawing", "shards", "loader", "targets", "pictures", "graphs", "features", "proteins"),
     *("proteintable", "keys", "electronic", "blocks", "calibration", "session", "onnxfacts"),
-    *("onnxmodel", "explain"),
+    *("familiar", "onnxmodel", "explain"),
     *("outputs", "parts", "reportpage", "embeddingmap", "spectra", "tokens", "texts"),
     *("alignedmodel", "peaktables", "jcamp", "mzml", "spectrumfiles", "index", "hitspage"),
     *("captions", "describe", "evolve", "generatedpage"),
