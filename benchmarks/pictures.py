@@ -22,9 +22,9 @@ from pathlib import Path
 
 import accuracy
 import click
-import matplotlib
 import numpy as np
 from likeness import INIT, encoder
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from rdkit import Chem
 from rdkit.Chem.Draw import rdMolDraw2D
@@ -35,9 +35,6 @@ import export
 import predict
 from moleclip.files import save_table
 from moleclip.molecules import parse
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
 
 FOLDER = RUNS / "pictures"
 OTHERS = ("epam.indigo==1.46.0", "openbabel-wheel==3.1.1.23", "pikachu-chem==1.1.6", "cairosvg")
@@ -145,8 +142,8 @@ def write_others(folder):
 
 def plot(path, i, random):
     """Write a plot of one of four kinds: lines, points, bars, a line without axes."""
-    figure, axes = plt.subplots(figsize=(4, 3))
-    x = np.linspace(0, 10, 100)
+    figure = Figure(figsize=(4, 3))
+    axes, x = figure.subplots(), np.linspace(0, 10, 100)
     if i % 4 == 0:
         axes.plot(x, np.sin(3 * x * random.random()))
         axes.set(title="signal", xlabel="time (s)")
@@ -158,7 +155,6 @@ def plot(path, i, random):
         axes.plot(x, random.random(100).cumsum(), color="black")
         axes.axis("off")
     figure.savefig(path)
-    plt.close(figure)
 
 
 def predicted(model, source, target, count):
