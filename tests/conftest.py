@@ -1,7 +1,10 @@
 """What the tests share: real molecules, a folder where scripts run as users run them, one road."""
 
 import csv
+import fcntl
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +14,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from moleclip import trained
+
 ROOT = Path(__file__).resolve().parent.parent
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the numbers the tests hold are the CPU's
+trained.DRAWINGS = 60  # fewer, for some fifty files are exported; test_familiar.py takes more
 STATIONS = ("render", "cluster", "pretrain", "finetune", "export", "predict")
 STATIONS += ("align", "search", "generate")
 
@@ -39,7 +45,8 @@ class Desk:
     def __init__(self, folder):
         self.folder = folder
         for station in STATIONS:
-            (folder / f"{station}.py").symlink_to(ROOT / f"{station}.py")
+            if not (folder / f"{station}.py").is_symlink():
+                (folder / f"{station}.py").symlink_to(ROOT / f"{station}.py")
 
     def __truediv__(self, name):
         return self.folder / name
@@ -76,30 +83,44 @@ def desk(tmp_path):
     return Desk(tmp_path)
 
 
+ROAD = {
+    "render": "python render.py molecules.smi",
+    "cluster": "python cluster.py molecules.smi --k 4 --k 12",
+    "pretrain": "torchrun --nproc_per_node=4 pretrain.py --init scratch:nano --batch 32 "
+    "--steps 3 --log-every 1 --precision fp32",
+    "finetune": "python finetune.py --data solubility.csv --head mlp --epochs 3 --lr-encoder 1e-4",
+    "export": "python export.py runs/solubility",
+    "predict": "python predict.py model.onnx new_molecules.txt",
+}
+
+
 @pytest.fixture(scope="session")
 def road(tmp_path_factory):
-    """The whole road by the README's commands, with the smallest encoder.
+    """The whole road by the README's commands, with the smallest encoder; tests don't write there.
 
-    It is made of 96 ChEMBL and 80 ESOL molecules.
+    It is made of 96 ChEMBL and 80 ESOL molecules, once for all of pytest's processes.
     """
-    desk = Desk(tmp_path_factory.mktemp("road"))
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "road"
+    with open(f"{folder}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "said.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            said = go_the_road(Desk(folder))
+            (folder / "said.json").write_text(json.dumps(said))
+    desk = Desk(folder)
+    desk.said = json.loads((folder / "said.json").read_text())
+    return desk
+
+
+def go_the_road(desk):
+    """Run the stations one after the other; return what each of them said."""
     lines = small_molecules(96)
     lines[7] = "C1CC broken"
     desk.write("molecules.smi", lines)
     desk.write("solubility.csv", first_lines("esol.csv", 81))
-    desk.said = {}
-    for name, command in {
-        "render": "python render.py molecules.smi",
-        "cluster": "python cluster.py molecules.smi --k 4 --k 12",
-        "pretrain": "torchrun --nproc_per_node=4 pretrain.py --init scratch:nano --batch 32 "
-        "--steps 3 --log-every 1 --precision fp32",
-        "finetune": "python finetune.py --data solubility.csv --head mlp --epochs 3 "
-        "--lr-encoder 1e-4",
-        "export": "python export.py runs/solubility",
-        "predict": "python predict.py model.onnx new_molecules.txt",
-    }.items():
-        desk.said[name] = desk.run(command, OMP_NUM_THREADS="1")
-    return desk
+    return {name: desk.run(command, OMP_NUM_THREADS="1") for name, command in ROAD.items()}
 
 
 @pytest.fixture(scope="session")
