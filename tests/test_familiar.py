@@ -4,6 +4,7 @@ import json
 
 import click
 import numpy as np
+import pictures
 import pytest
 import torch
 from conftest import ROOT, invoke, rows_of, small_molecules
@@ -118,3 +119,33 @@ def test_a_damaged_text_is_said():
         with pytest.raises(click.ClickException, match="m.onnx: its drawings are damaged"):
             Familiar("m.onnx", json.dumps(text | damage))
     assert export.known_drawings(Deployed([]).eval()) is None
+
+
+# ----------------------------------------------------------------------------------------------
+# benchmarks/pictures.py: what it draws, and how it counts
+
+
+def test_the_benchmark_draws_in_three_styles_and_what_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "PIECES", 4)
+    coloured = []
+    for i, how in enumerate(pictures.OURS):
+        pictures.draw_by_rdkit(tmp_path / f"{i}.png", "OC(=O)c1ccccc1Cl", how)
+        pixels = np.asarray(Image.open(tmp_path / f"{i}.png").convert("RGB")).astype(int)
+        coloured.append(bool((np.ptp(pixels, axis=2) > 50).any()))
+        assert (pixels < 128).any()
+    assert coloured == [True, False, False]
+    pictures.write_others(tmp_path)
+    for name in pictures.NONE:
+        assert len(list((tmp_path / name).glob("*.png"))) == 4
+
+
+def test_the_benchmark_counts_what_is_off_noted_and_left_out(monkeypatch):
+    monkeypatch.setattr(pictures, "encoder", lambda: "an encoder")
+    plain = np.array([[1.0, 2.0, 3.0], [0, 0, 0]])
+    theirs = np.array([[1.5, np.nan, 3.1], [1, np.nan, 0]])
+    seeds = [({"SMILES": plain, "Indigo": theirs, "text": plain + 1}, np.array([1.0, 2.0, 4.0]))]
+    row = pictures.row_of("Indigo", seeds * 2)
+    told = [row[key] for key in ("MAE", "from SMILES, median", "unlike", "left out", "seeds")]
+    assert told == ["0.7", "0.3", "0.5", 1, 2]
+    none = pictures.row_of("text", seeds)
+    assert (none["MAE"], none["unlike"]) == ("", "1") and none["pictures"] == 3
