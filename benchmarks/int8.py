@@ -30,6 +30,7 @@ from moleclip.molecules import read_molecules
 
 MOLECULES, BATCHES, WHOLE = 500, (1, 8), 64
 TIMED, TURNS = 48, 7  # pictures, and how often
+GPTQ = quantize.gptq  # which `rounded` stands in for
 
 
 def by_the_batch(model):
@@ -51,7 +52,7 @@ def by_the_batch(model):
 
 def rounded(weight, moments):
     """Return what `gptq` does, of weights that are rounded each for itself."""
-    return quantize.gptq(weight, np.eye(len(moments), dtype=np.float32))
+    return GPTQ(weight, np.eye(len(moments), dtype=np.float32))
 
 
 # Stand-ins, where a form lacks a step.

@@ -1,6 +1,7 @@
 """int8: the turned encoder is the same, the rounding is fitted, and no neighbour has a say."""
 
 import click
+import int8
 import numpy as np
 import onnx
 import pytest
@@ -114,3 +115,20 @@ def test_a_layer_that_hides_is_no_silent_fp32():
     assert (layer.x, layer.out, layer.zero) == ("minus", "y", 128)
     with pytest.raises(click.ClickException, match="this PyTorch.*c_fc.bias"):
         linear_layers(product(False))
+
+
+def test_the_benchmark_measures_the_forms_that_it_names(monkeypatch):
+    monkeypatch.setattr(export, "CALIBRATION", 4)
+    deployed = lively("pooled")
+    images = export.probe_pictures(("CCO", "CC(=O)Oc1ccccc1C(=O)O", "BrC(Br)Br"))
+    sizes, known, gaps = {}, None, {}
+    for name, model in int8.forms(deployed).items():
+        sizes[name] = model.ByteSize()
+        session = int8.open_on_one_core(model)
+        told = session.run(["embedding"], {"images": images})[0]
+        known = told if known is None else known
+        gaps[name] = float(np.abs(told - known).mean())
+    assert len(gaps) == 8 and gaps.pop("fp32") == 0 and min(gaps.values()) > 0
+    assert len(set(gaps.values())) == 7  # each step changes something
+    assert gaps["and fitted weights: int8"] < gaps["one scale a token"]
+    assert max(size for name, size in sizes.items() if name != "fp32") < sizes["fp32"]
