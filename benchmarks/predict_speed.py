@@ -2,6 +2,7 @@
 
     pip install -r requirements-extra.txt
     python benchmarks/predict_speed.py        # 5 minutes on 2 cores; writes results/predict.csv
+    python benchmarks/predict_speed.py 1 small    # one of tiny, small, base; the others stay
     python benchmarks/predict_speed.py 0.1    # a tenth of the molecules, to try it
 
 The original's way: SVG, cairosvg, PIL, torch eager in fp32, batches of 64. Random weights of each
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from original import original_picture, sample
 from rdkit import RDLogger
-from record import ROOT, print_row, record
+from record import RESULTS, ROOT, print_row, read_csv, record
 from tokens import write_start
 
 import export
@@ -31,6 +32,7 @@ from moleclip.model import load_model
 
 MOLECULES = {"tiny": 400, "small": 200, "base": 80}
 PRECISIONS = ("fp32", "int8")
+PACKAGES = ("torch", "onnxruntime-gpu", "rdkit", "cairosvg", "numpy")
 TURNS = 3
 BATCH = 64  # of the original
 
@@ -38,6 +40,8 @@ BATCH = 64  # of the original
 def fabricate(folder, size, tokens):
     """Return the model.pt of a random encoder and a head that saw a few molecules of ESOL."""
     table, name = folder / "esol.csv", f"{size}-{tokens}"
+    if (folder / name).exists():
+        return folder / name / "model.pt"
     lines = (ROOT / "data" / "esol.csv").read_text().splitlines()[:41]
     table.write_text("\n".join(lines) + "\n")
     write_start(folder / f"{name}.pt", f"scratch:{size}", tokens)
@@ -109,18 +113,20 @@ def one_size(folder, size, count):
     ]
 
 
-def main(share):
-    rows = []
+def main(share, sizes):
+    rows = {}
+    for row in read_csv(RESULTS / "predict.csv"):
+        rows.setdefault(row["encoder"], []).append(row)
     with tempfile.TemporaryDirectory() as folder:
-        for size, count in MOLECULES.items():
-            rows += one_size(Path(folder), size, max(8, int(share * count)))
-    if share == 1:
-        record("predict", rows, ("torch", "onnxruntime-gpu", "rdkit", "cairosvg", "numpy"))
-        return
-    for row in rows:
-        print_row(row)
+        for size in sizes:
+            found = one_size(Path(folder), size, max(8, int(share * MOLECULES[size])))
+            rows[found[0]["encoder"]] = found
+            for row in found:
+                print_row(row)
+            if share == 1:
+                record("predict", sum(rows.values(), []), PACKAGES)
 
 
 if __name__ == "__main__":
     RDLogger.DisableLog("rdApp.*")
-    main(float(sys.argv[1]) if len(sys.argv) > 1 else 1)
+    main(float(sys.argv[1]) if len(sys.argv) > 1 else 1, sys.argv[2:] or list(MOLECULES))
