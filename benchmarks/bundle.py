@@ -1,9 +1,10 @@
-"""How weights/moleclip-small.pt is made: its molecules, and the file that is released.
+"""How the files in weights/ are made: the encoder's molecules, and what is released.
 
     python benchmarks/bundle.py molecules druglike.smi.gz -o data/druglike_100000.smi.gz
     python benchmarks/bundle.py left-out druglike_100000.smi.gz *.csv.gz -o left_out.smi.gz
     python benchmarks/bundle.py release encoder.pt      # seconds; writes weights/
     python benchmarks/bundle.py seen data/druglike_100000.smi.gz    # a minute; what it drew
+    python benchmarks/bundle.py aligned aligned.pt      # seconds; writes into weights/, too
 
 Before the last lies pretraining, see weights/README.md. molecules (minutes): a random sample of a
 large file, after every molecule of the eight evaluation sets is taken out (not only those of their
@@ -11,7 +12,8 @@ test parts, so that no seed of a split matters), by RDKit's canonical SMILES. le
 molecules of a file that also stand in others, compared as cluster.py --leave-out does; with it the
 encoder sees none of them. release: the encoder in fp16 without heads and optimiser, with its
 SHA-256, log and curves beside it. seen: the hashes of the molecules that it learned from, by which
-finetune.py says which of a table it knows.
+finetune.py says which of a table it knows. aligned: a model for search.py, with its SHA-256, log,
+settings, and the rows of its table that its test part has.
 """
 
 import gzip
@@ -26,6 +28,7 @@ import torch
 from rdkit import Chem, RDLogger
 from record import ROOT
 
+from moleclip.alignedfile import export_aligned
 from moleclip.features import overlap
 from moleclip.files import save_json, save_whole
 from moleclip.molecules import read_molecules
@@ -114,6 +117,26 @@ def release(encoder):
         shutil.copy(Path(encoder).with_suffix(suffix), RELEASED.with_suffix(suffix))
     size = RELEASED.stat().st_size / 1e6
     print(f"{RELEASED}: {size:.1f} MB, step {checkpoint['step']}, SHA-256 {digest}")
+
+
+@main.command()
+@click.argument("model")
+def aligned(model):
+    """Write MODEL, a checkpoint of align.py, into weights/ as the one of its modality."""
+    checkpoint, source = load_checkpoint(model), Path(model)
+    name = checkpoint["arch"]["modality"]
+    path = RELEASED.with_name(f"aligned-{name}.onnx")
+    print(export_aligned(model, path))
+    config = checkpoint["config"]
+    names = ("graph", "out", "input", "labels", "shifts_from", "leave_out")
+    config |= {key: Path(config[key]).name for key in names if config[key]}
+    rows = {part: [*map(int, rows)] for part, rows in checkpoint["parts"].items()}
+    facts = {"arch": checkpoint["arch"], "config": config, "test": rows["test"], "val": rows["val"]}
+    save_json(path.with_suffix(".json"), facts | {"calibration": checkpoint["calibration"]})
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.with_suffix(".onnx.sha256").write_text(f"{digest}  {path.name}\n")
+    shutil.copy(source.with_suffix(".log.jsonl"), path.with_suffix(".log.jsonl"))
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, SHA-256 {digest}")
 
 
 @main.command()

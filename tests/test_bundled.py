@@ -1,5 +1,6 @@
-"""The encoder that comes with the repository: whole, safe to read, finetune.py's start."""
+"""The models that come with the repository: whole, safe to read, where stations start from."""
 
+import csv
 import gzip
 import hashlib
 import json
@@ -7,9 +8,10 @@ import json
 import bundle
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, invoke, rows_of, small_molecules
 from views import index_pictures
 
+import search
 from moleclip.embedder import Embedder
 from moleclip.losses import contrastive_loss
 from moleclip.seen import molecule_hashes, seen_by
@@ -67,3 +69,29 @@ def test_finetuning_starts_from_it_unless_there_is_an_encoder(desk, monkeypatch,
     if own:
         (desk / "encoder.pt").touch()
     assert default_init() == init
+
+
+# ----------------------------------------------------------------------------------------------
+# The model of 13C spectra, search.py's own
+
+
+def test_the_model_of_spectra_is_the_one_that_was_released():
+    path = ROOT / "weights" / "aligned-nmr13c.onnx"
+    digest, name = path.with_suffix(".onnx.sha256").read_text().split()
+    assert name == path.name and hashlib.sha256(path.read_bytes()).hexdigest() == digest
+    assert path.stat().st_size <= 10e6 and digest in (path.parent / "README.md").read_text()
+
+
+def test_molecules_of_its_test_part_are_found_by_their_peaks(tmp_path):
+    with gzip.open(ROOT / "data" / "nmr13c.csv.gz", "rt") as stream:
+        pairs = list(csv.DictReader(stream))
+    tested = json.loads((ROOT / "weights" / "aligned-nmr13c.json").read_text())["test"]
+    library = [pairs[row]["smiles"] for row in tested[:250]] + small_molecules(250)
+    (tmp_path / "library.smi").write_text("\n".join(library) + "\n")
+    found = []
+    for row in tested[:12]:
+        words = ["--peaks", pairs[row]["peaks"], "--index", tmp_path / "index", "--top", 3]
+        invoke(search.main, tmp_path / "library.smi", *words, "-o", tmp_path / "hits.csv")
+        hits = [line["smiles"] for line in rows_of(tmp_path / "hits.csv")]
+        found.append(pairs[row]["smiles"] in hits)
+    assert sum(found) >= 10  # of 12 spectra that it never saw, among 500 molecules
