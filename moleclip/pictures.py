@@ -28,9 +28,7 @@ COLOURED = 0.005  # of the ink: 0.019 and more in ESOL's drawings, even as poor 
 # Of a line's width: how far ink reaches across its longer axis (standard deviation). Of 163
 # hydrocarbons' separate lines 0.2 to 0.4, of ESOL's letters 0.5 to 4.
 BROAD = 0.5
-COLOURLESS = (
-    "black and white: a guess, unless the encoder learned such drawings, as the bundled did"
-)
+COLOURLESS = "black and white: read well only if the encoder learned such drawings"
 FRAMED = "a frame was left out"
 
 
