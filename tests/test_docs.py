@@ -8,6 +8,7 @@ import sys
 
 import accuracy
 import pytest
+import retrieval
 import tables
 from conftest import ROOT, STATIONS
 
@@ -82,7 +83,7 @@ def test_a_station_has_at_most_twenty_options_of_its_own(station):
 
 
 def test_options_that_pages_speak_of_exist():
-    commands = [*STATIONS, accuracy.__name__]
+    commands = [*STATIONS, accuracy.__name__, retrieval.__name__]
     known = {name for command in commands for each in options_of(command) for name in each.opts}
     for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
         named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", path.read_text()))
