@@ -4,6 +4,7 @@ import json
 
 import click
 import numpy as np
+import onnx
 import pictures
 import pytest
 import torch
@@ -111,6 +112,15 @@ def test_the_column_stands_beside_pictures_alone(road, tmp_path):
     (tmp_path / "a.smi").write_text("CCO\n")
     invoke(predict.main, road / "model.onnx", tmp_path / "a.smi", "-o", tmp_path / "b.csv")
     assert "picture_like" not in rows_of(tmp_path / "b.csv")[0]
+    older = onnx.load(road / "model.onnx")  # as of before, without what is known of drawings
+    kept = [each for each in older.metadata_props if each.key != "moleclip_drawings"]
+    del older.metadata_props[:]
+    older.metadata_props.extend(kept)
+    onnx.save(older, tmp_path / "older.onnx")
+    invoke(predict.main, tmp_path / "older.onnx", tmp_path / "a.png", "-o", tmp_path / "c.csv")
+    (before,) = rows_of(tmp_path / "c.csv")
+    same = [name for name in line if name != "picture_like"]
+    assert [before[name] for name in before] == [line[name] for name in same]
 
 
 def test_a_damaged_text_is_said():

@@ -30,7 +30,7 @@ def test_contract_of_the_file(road):
 def test_the_names_in_the_file_stay(road):
     """Files of 2026 predict: neither the names of the metadata nor what they hold may change."""
     props = {entry.key: entry.value for entry in onnx.load(road / "model.onnx").metadata_props}
-    assert set(props) == {"moleclip", "moleclip_sketch", "moleclip_map"}
+    assert set(props) == {"moleclip", "moleclip_sketch", "moleclip_map", "moleclip_drawings"}
     facts = json.loads(props["moleclip"])
     assert facts["format"] == 1 and facts["sketch"]["bits"] == 2048
     assert facts["render"] == {"size": 224, "max_atoms": 150, "r_groups": False}
