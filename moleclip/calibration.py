@@ -22,11 +22,12 @@ def conformal_scores(truth, predicted, spread):
     """Return for each target the sorted |truth - predicted| / spread of known labels, as lists.
 
     All: (n, targets), truth NaN where unknown; predictions are of models that had not learned from
-    the row. At most KEPT scores, evenly among the ranks and the largest; none below LEAST labels.
+    the row, NaN where there are none, as of an MLP for most rows. At most KEPT scores, evenly among
+    the ranks and the largest; none below LEAST of them.
     """
     scores = []
     for t in range(truth.shape[1]):
-        known = ~np.isnan(truth[:, t])
+        known = ~np.isnan(truth[:, t]) & ~np.isnan(predicted[:, t])
         found = np.sort(np.abs(truth[known, t] - predicted[known, t]) / spread[known, t])
         if len(found) > KEPT:
             found = found[np.linspace(0, len(found) - 1, KEPT).round().astype(int)]

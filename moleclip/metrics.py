@@ -67,12 +67,13 @@ def score_all(truth, predicted, targets, task, unit=1.0, paired=False):
 def against_mean(known, truth, predicted, task):
     """Return a model's error divided by that of always saying the mean of `known`.
 
-    known, truth, predicted: labels (n, targets) of training and of another part. The error is MAE
-    or cross entropy, the result a mean over targets; None where a part has one class.
+    known, truth, predicted: labels (n, targets) of training and of another part; rows without a
+    prediction, NaN, are left out. The error is MAE or cross entropy, the result a mean over
+    targets; None where a part has one class.
     """
     ratios = []
     for t, column in enumerate(truth.T):
-        there = ~np.isnan(column)
+        there = ~np.isnan(column) & ~np.isnan(predicted[:, t])
         values, mean = column[there], np.nanmean(known[:, t])
         if task == "classification" and len(set(values)) < 2:
             continue

@@ -24,6 +24,15 @@ def test_the_rank_of_a_conformal_interval():
     assert pooled([scores, scores])[0] == sorted(scores[0] * 2) and pooled([scores])[1] == []
 
 
+def test_rows_without_a_held_out_prediction_are_not_scored():
+    """An MLP has some for a tenth alone: 30 scores of 3,000 rows, none of them not-a-number."""
+    truth, predicted = np.ones((3000, 1)), np.full((3000, 1), np.nan)
+    predicted[::100, 0] = np.linspace(1, 2, 30)
+    scores = conformal_scores(truth, predicted, np.ones_like(truth))
+    assert scores[0] == pytest.approx(np.linspace(0, 1, 30), rel=1e-5)
+    assert half_widths(scores, 0.9) == pytest.approx([scores[0][27]])
+
+
 def test_intervals_hold_as_many_as_they_say():
     """Errors twice as large where the spread is: a fifth of a percent off 90% of 20,000."""
     random = np.random.default_rng(0)

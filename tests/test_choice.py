@@ -187,6 +187,18 @@ def test_an_mlp_keeps_no_training_molecules(tmp_path):
     invoke(export.main, run, "-o", tmp_path / "m.onnx", "--no-fingerprints")
 
 
+def test_an_mlp_has_intervals_too(tmp_path):
+    table = Desk(tmp_path).write("t.csv", first_lines("esol.csv", 241))
+    run = finetuned(tmp_path, "--data", table, "--features", "ecfp", "--head", "mlp")
+    lines = [line for line in rows_of(run / "predictions.csv") if line["split"] == "test"]
+    ends = [f"{end}_log_solubility" for end in ("low", "predicted", "high")]
+    assert all(float(line[a]) < float(line[b]) for line in lines for a, b in zip(ends, ends[1:]))
+    facts = json.loads((run / "seed-1" / "metrics.json").read_text())
+    pooled = facts["test"]["this model"]["pooled"]
+    assert 0.6 <= pooled["coverage"] <= 1 and pooled["width"] > 0
+    assert 0 < facts["val_against_mean"] < 1  # of the rows that it was not fitted to
+
+
 def test_an_interrupted_run_goes_on(bits):
     names = ("predictions.csv", "metrics.json", "choice.csv", "scores.csv", "report.png")
     before = {name: (bits / "run" / name).read_bytes() for name in names}
