@@ -112,9 +112,9 @@ def traced(module, examples, inputs, outputs, sizes):
 
 def renamed(model, outputs):
     """Return an ONNX model whose outputs have their names; a value inside may have had one, too."""
-    names = {name: f"inner.{name}" for name in outputs}
-    names |= {f"output.{name}": name for name in outputs}
+    names = {n: f"inner.{n}" for n in outputs} | {f"output.{n}": n for n in outputs}
     for node in model.graph.node:
+        del node.metadata_props[:]  # where the machine's files lie, and who called whom
         for values in (node.input, node.output):
             values[:] = [names.get(value, value) for value in values]
     for value in (*model.graph.output, *model.graph.value_info):

@@ -38,6 +38,13 @@ def test_the_names_in_the_file_stay(road):
     assert packed.shape == (facts["sketch"]["molecules"], 256) and packed.dtype == np.uint8
 
 
+def test_the_file_does_not_say_where_it_was_made(road):
+    for path in (road / "model.onnx", ROOT / "weights" / "aligned-nmr13c.onnx"):
+        content = path.read_bytes()
+        assert b"deploy.py" not in content and b"stack_trace" not in content
+        assert str(ROOT).encode() not in content and str(road.folder).encode() not in content
+
+
 def session_of(props):
     """A session as `read_metadata` asks it."""
     images = SimpleNamespace(name="images", type="tensor(uint8)", shape=["n", 224, 224, 3])
