@@ -98,6 +98,13 @@ def left_out(source, others, out):
     print(f"{out}: {len(lines)} of {len(common)} molecules")
 
 
+def sign(path):
+    """Write a file's SHA-256 beside it, as sha256sum does, and return it."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    Path(f"{path}.sha256").write_text(f"{digest}  {path.name}\n")
+    return digest
+
+
 @main.command()
 @click.argument("encoder")
 def release(encoder):
@@ -111,8 +118,7 @@ def release(encoder):
     facts["config"] |= own  # in which folder they lay is of no use to others
     save_checkpoint(RELEASED, encoder=half, **facts)
     save_json(RELEASED.with_suffix(".json"), facts)
-    digest = hashlib.sha256(RELEASED.read_bytes()).hexdigest()
-    RELEASED.with_suffix(".pt.sha256").write_text(f"{digest}  {RELEASED.name}\n")
+    digest = sign(RELEASED)
     for suffix in (".log.jsonl", ".curves.png"):
         shutil.copy(Path(encoder).with_suffix(suffix), RELEASED.with_suffix(suffix))
     size = RELEASED.stat().st_size / 1e6
@@ -133,8 +139,7 @@ def aligned(model):
     rows = {part: [*map(int, rows)] for part, rows in checkpoint["parts"].items()}
     facts = {"arch": checkpoint["arch"], "config": config, "test": rows["test"], "val": rows["val"]}
     save_json(path.with_suffix(".json"), facts | {"calibration": checkpoint["calibration"]})
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    path.with_suffix(".onnx.sha256").write_text(f"{digest}  {path.name}\n")
+    digest = sign(path)
     shutil.copy(source.with_suffix(".log.jsonl"), path.with_suffix(".log.jsonl"))
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, SHA-256 {digest}")
 

@@ -125,10 +125,11 @@ def draw_all(folder, smiles):
 def write_others(folder):
     """Write PIECES of photographs, plots and pages of text, what is no drawing, into folders."""
     random, words = np.random.default_rng(0), (ROOT / "docs" / "method.md").read_text().split()
+    photographs = load_sample_images().images
     for name in NONE:
         (folder / name).mkdir()
     for i in range(PIECES):
-        whole, side = load_sample_images().images[i % 2], random.integers(150, 400)
+        whole, side = photographs[i % 2], random.integers(150, 400)
         top, left = (random.integers(length - side) for length in whole.shape[:2])
         piece = Image.fromarray(whole[top : top + side, left : left + side])
         piece.save(folder / NONE[0] / f"{i}.png")

@@ -121,10 +121,11 @@ def main(share, sizes):
         for size in sizes:
             found = one_size(Path(folder), size, max(8, int(share * MOLECULES[size])))
             rows[found[0]["encoder"]] = found
-            for row in found:
-                print_row(row)
             if share == 1:
                 record("predict", sum(rows.values(), []), PACKAGES)
+                continue
+            for row in found:
+                print_row(row)
 
 
 if __name__ == "__main__":

@@ -493,7 +493,6 @@ EXPLAINED |= {"molecules ranked": "molecules ranked"}
 PICTURES = {"drawn by": "ESOL's test molecules, drawn by", "MAE": "MAE in log mol/L"}
 PICTURES |= {"from SMILES, median": "from that by SMILES, median", "unlike": "noted as no drawing"}
 PICTURES |= {"left out": "left out", "pictures": "pictures"}
-SCALE = {"what": "on 2 cores", "value": ""}
 COMPONENTS = {"encoder": "graph encoder", "component": "component", "variance": "of the variance"}
 COMPONENTS |= {name: name for name in ("MW", "logP", "TPSA", "donors", "acceptors", "rings")}
 RETRIEVED = ("top1", "top10", "top100")
@@ -510,25 +509,12 @@ def retrieval():
     return markdown(header, rows) if rows else ""
 
 
-def texts():
-    """Ways of asking by model: MRR and hits."""
-    rows = []
-    for row in results("text"):
-        facts = [row["model"], row["way"], row["asked by"], row["gallery"], row["size"]]
-        keys = ("mrr", "hits1", "hits10", "rec20", "top1_of_64")
-        rows.append([*facts, *(number(row[key]) if row[key] else "" for key in keys)])
-    header = ["model", "way", "asked by", "gallery", "size"]
-    return markdown([*header, "MRR", "Hits@1", "Hits@10", "Rec@20", "top 1 of 64"], rows)
-
-
 TABLES = {
     "int8": lambda: columns_of("int8", INT8),
     "explain": lambda: columns_of("explain", EXPLAINED),
     "pictures": lambda: columns_of("pictures", PICTURES),
-    "scale": lambda: columns_of("scale", SCALE),
     "retrieval": retrieval,
     "components": lambda: columns_of("components", COMPONENTS),
-    "texts": texts,
     "accuracy": accuracy,
     "heads": heads,
     "rival": rival,

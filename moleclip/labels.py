@@ -22,7 +22,8 @@ GROUPED = (
 )
 DRESSED = re.compile(  # a measurement, but no plain number: 5 ± 1, 1-2, (5), 2 × 10^-3, 1,234.5
     rf"[(<>~≤≥=]*\s*[+-]?(?:{GROUPED}|{NUMBER})"
-    rf"(?:\s*(?:±|\+/?-|–|-|to|\^|[x×*]\s*10\s*\^?)\s*{NUMBER})?\s*\)?(?:\s*\(.*\))?\s*(?:{UNIT})?"
+    rf"(?:\s*(?:±|\+/?-|–|-|to|\^|[x×*]\s*10\s*\^?)\s*{NUMBER})?"
+    rf"\s*\)?(?:\s*\(.*\))?\s*(?:{UNIT})?"
 )
 PAIRS = ({0, 1}, {1, 2}, {-1, 1})  # of numbers that are classes
 YES = {"active", "yes", "true", "high", "positive", "pos", "+", "y", "t", "toxic", "hit", "pass"}
