@@ -23,6 +23,7 @@ from moleclip.tokens import LONGEST, padded_tokens, smiles_tokens
 PROBES = ("CCO", "CC(=O)Oc1ccccc1C(=O)O", "C", "OC1(CCN(CCCC(=O)c2ccc(F)cc2)CC1)c3ccc(Cl)cc3")
 MORE = ("CN1C=NC2=C1C(=O)N(C(=O)N2C)C", "BrC(Br)Br", "[Na+].[Cl-]", "c1ccc2c(c1)ccc1ccccc12")
 LARGE = 1024  # numbers: tensors of so many are kept in half precision, and computed with in fp32
+HUGE = 2**22  # of so many: in bytes, with a scale a row; an encoder of texts' table of words
 LISTED = ("CCO", "CC(=O)Oc1ccccc1C(=O)O", *MORE)
 BOUND = 1e-4  # of what a shared place, or a hundred ppm, may differ from PyTorch's
 
@@ -86,37 +87,64 @@ def export_aligned(path, out):
     def write(name):
         proto = traced(model, tensors, list(inputs), names, tuple(sizes))
         props = aligned_props(describe(model, checkpoint), checkpoint.get("texts"))
-        save_onnx(halved(proto), name, props)
+        save_onnx(shrunk(proto), name, props)
         found.append(compare(model, name))
 
     save_whole(out, write)
     size = Path(out).stat().st_size / 1e6
     return (
         f"{out}: {size:.1f} MB, finds molecules by {modality}\n"
-        f"differs from PyTorch, its weights rounded to half precision, by at most {found[0]:.1g}"
+        f"differs from PyTorch, its large weights rounded, by at most {found[0]:.1g}"
     )
 
 
 @torch.no_grad()
 def round_weights(model):
-    """Round a model's large tensors to what half precision can say, in place."""
+    """Round a model's large tensors to what half precision, or bytes, can say, in place."""
     for weights in model.parameters():
-        if weights.numel() >= LARGE:
+        if weights.numel() >= HUGE:
+            rows, scales = in_bytes(weights.numpy())
+            weights.copy_(torch.from_numpy(rows * scales))
+        elif weights.numel() >= LARGE:
             weights.copy_(weights.half().float())
 
 
-def halved(proto):
-    """Return an ONNX model with its large weights in half precision, cast when it is loaded."""
-    casts = []
+def in_bytes(weights):
+    """Return (int8 (rows, n), float32 (rows, 1)), whose product is weights, rounded.
+
+    A scale has so few digits that what is rounded once stays as it is.
+    """
+    scales = (np.abs(weights).max(1, keepdims=True) / 127).astype(np.float16)
+    scales = np.maximum(scales, np.float16(2**-14)).astype(np.float32)
+    return np.clip(np.rint(weights / scales), -127, 127).astype(np.int8), scales
+
+
+def packed(weights):
+    """Return (weights in half precision or bytes, scales or None, whether they are the same)."""
+    if weights.size < HUGE:
+        small = weights.astype(np.float16)
+        return small, None, bool((small == weights).all())
+    small, scales = in_bytes(weights)
+    return small, scales, bool((small * scales == weights).all())
+
+
+def shrunk(proto):
+    """Return an ONNX model with its large weights as round_weights left them, cast when loaded."""
+    casts, added, kind = [], [], {"to": onnx.TensorProto.FLOAT}
     for tensor in proto.graph.initializer:
-        if tensor.data_type == onnx.TensorProto.FLOAT and np.prod(tensor.dims) >= LARGE:
-            name, weights = tensor.name, numpy_helper.to_array(tensor)
-            half = weights.astype(np.float16)
-            if (half != weights).any():  # what the exporter has multiplied with others
-                continue
-            tensor.CopyFrom(numpy_helper.from_array(half, f"{name}_half"))
-            kind = {"to": onnx.TensorProto.FLOAT}
-            casts.append(onnx.helper.make_node("Cast", [tensor.name], [name], **kind))
+        if tensor.data_type != onnx.TensorProto.FLOAT or np.prod(tensor.dims) < LARGE:
+            continue
+        name = tensor.name
+        small, scales, exact = packed(numpy_helper.to_array(tensor))
+        if not exact:  # what the exporter has multiplied with others
+            continue
+        tensor.CopyFrom(numpy_helper.from_array(small, f"{name}_small"))
+        whole = name if scales is None else f"{name}_whole"
+        casts.append(onnx.helper.make_node("Cast", [tensor.name], [whole], **kind))
+        if scales is not None:
+            added.append(numpy_helper.from_array(scales, f"{name}_scales"))
+            casts.append(onnx.helper.make_node("Mul", [whole, added[-1].name], [name]))
+    proto.graph.initializer.extend(added)
     nodes = [*casts, *proto.graph.node]
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)

@@ -4,6 +4,8 @@ import json
 import sys
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from bert import LAYERS, WIDTH, weights_of, write_bert, write_texts
@@ -14,7 +16,7 @@ import align
 import export
 import search
 from moleclip.aligned import hinge_loss, load_aligned
-from moleclip.alignedfile import round_weights
+from moleclip.alignedfile import HUGE, in_bytes, round_weights, shrunk
 from moleclip.alignedmodel import AlignedModel
 from moleclip.device import Leaving, Notice
 from moleclip.graphs import fragment_counts, graph_of
@@ -295,3 +297,32 @@ def test_mistakes(learned, tmp_path, monkeypatch):
         assert "pip install tokenizers" in says
     beside = mistake(align.main, plain, *words, "--beside", "tfidf", code=2)
     assert "'tfidf' is not maps, cca" in beside and (ROOT / "data" / "texts.csv.gz").is_file()
+
+
+def test_a_table_of_words_is_kept_in_bytes_and_comes_out_as_it_was_rounded():
+    random, rows = np.random.default_rng(0), HUGE // 64
+    weights = random.standard_normal((rows, 64)).astype(np.float32)
+    weights *= random.random((rows, 1)).astype(np.float32)
+    weights[3] = 0  # a word that was never seen
+    model = torch.nn.Embedding(rows, 64)
+    model.weight.data.copy_(torch.from_numpy(weights))
+    round_weights(model)
+    rounded = model.weight.detach().numpy().copy()
+    gaps = np.abs(rounded - weights).max(1)
+    steps = np.maximum(np.abs(weights).max(1) / 127, 2**-14)
+    assert (gaps <= 0.51 * steps).all() and not rounded[3].any()
+    round_weights(model)
+    assert np.array_equal(model.weight.detach().numpy(), rounded)
+    assert np.array_equal(np.multiply(*in_bytes(rounded)), rounded)
+
+    words = onnx.helper.make_tensor_value_info("words", onnx.TensorProto.INT64, ["n"])
+    found = onnx.helper.make_tensor_value_info("found", onnx.TensorProto.FLOAT, ["n", 64])
+    gather = onnx.helper.make_node("Gather", ["table", "words"], ["found"])
+    table = onnx.numpy_helper.from_array(rounded, "table")
+    graph = onnx.helper.make_graph([gather], "words", [words], [found], [table])
+    opsets = [onnx.helper.make_opsetid("", 18)]
+    proto = shrunk(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10))
+    assert proto.ByteSize() < 1.1 * rounded.nbytes / 4
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    asked = np.array([0, 3, rows - 1])
+    assert np.array_equal(session.run(None, {"words": asked})[0], rounded[asked])
