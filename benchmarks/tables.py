@@ -50,11 +50,9 @@ PEERS = {
 FIRST_LOOK = (  # of these the columns that have something
     "chemprop",
     "ECFP + random forest",
-    "ECFP + MLP",
-    "first bundled, frozen",
+    "ECFP, fingerprints",
     "bundled, frozen",
     "bundled, heads",
-    "bundled, finetuned",
 )
 SHARE = "of the training mean's"  # error: a column of likeness.csv
 PUBLISHED = ("MoleCLIP", "ImageMol", "GEM")
@@ -495,6 +493,9 @@ PICTURES |= {"from SMILES, median": "from that by SMILES, median", "unlike": "no
 PICTURES |= {"left out": "left out", "pictures": "pictures"}
 COMPONENTS = {"encoder": "graph encoder", "component": "component", "variance": "of the variance"}
 COMPONENTS |= {name: name for name in ("MW", "logP", "TPSA", "donors", "acceptors", "rings")}
+CAPTIONS = {"caption": "caption", "BLEU-2": "BLEU-2", "BLEU-4": "BLEU-4", "rouge1": "ROUGE-1"}
+CAPTIONS |= {"rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "METEOR": "METEOR", "texts": "molecules"}
+SCALE = {"what": "on 2 cores", "value": ""}
 RETRIEVED = ("top1", "top10", "top100")
 
 
@@ -509,7 +510,27 @@ def retrieval():
     return markdown(header, rows) if rows else ""
 
 
+def texts():
+    """Models by how texts are asked and among which molecules: both ways' hits."""
+    keys = {"text to molecule": ("mrr", "hits1", "hits10", "rec20", "top1_of_64")}
+    keys["molecule to text"] = ("mrr", "hits1", "top1_of_64")
+    found = {}
+    for row in results("text"):
+        facts = (row["model"], row["how"], row["asked by"], f"{row['gallery']}, {row['size']}")
+        found.setdefault(facts, {})[row["way"]] = row
+    rows = []
+    for (model, how, *facts), ways in found.items():
+        cells = [ways[way][key] for way, each in keys.items() for key in each]
+        rows.append([f"{model}, {how}", *facts, *(number(value) if value else "" for value in cells)])
+    header = ["model", "asked by", "among", "text to molecule: MRR", "first", "of 10", "of 20"]
+    header += ["first of 64", "molecule to text: MRR", "first", "first of 64"]
+    return markdown(header, rows) if rows else ""
+
+
 TABLES = {
+    "texts": texts,
+    "captions": lambda: columns_of("captions", CAPTIONS),
+    "scale": lambda: columns_of("scale", SCALE),
     "int8": lambda: columns_of("int8", INT8),
     "explain": lambda: columns_of("explain", EXPLAINED),
     "pictures": lambda: columns_of("pictures", PICTURES),
