@@ -7,19 +7,20 @@
     python benchmarks/accuracy.py heads --init bundled --name bundled
     python benchmarks/accuracy.py fingerprints --name ECFP
     python benchmarks/accuracy.py graph --init aligned.pt --name "graph by 13C"
+    python benchmarks/accuracy.py graph --init aligned.pt --name "graph by texts" --study momu
 
 Minutes to an hour each on 2 cores. frozen is the MLP on pictures; heads what held-out folds choose
 for the frozen encoder, fingerprints the same without pictures: its rival. graph is the MLP on a
 frozen encoder of graphs (--init none: an untrained one), graph-finetuned both. r-groups: original
-pictures and R-groups; fractions: 10 and 30% of ESOL's training part. The transfer from Kraken's
-buried volumes to the yields: --init benchmarks/runs/kraken-finetuned-bundled-*/model.pt --name
-"bundled then Kraken" --sets phosphines_yield. Each cell is one command of finetune.py, which stands
-in the table beside its figures: settings are chosen on validation, every number is the test part's,
-mean and 95% t-interval over seeds. A cell is skipped if the table has the very one: by the same
-command (seeds and settings stand in it), from the same encoder, of the same data; made otherwise it
-is another row. Rows from before that was written down stay. The fingerprint baselines, the same for
-every encoder, are taken along with the first column `frozen` of the study `sets`. Runs lie in
-benchmarks/runs/.
+pictures and R-groups; fractions: 10 and 30% of ESOL's training part; momu: four of MoMu's
+sets. The transfer from Kraken's buried volumes to the yields: --name "bundled then Kraken" --init
+benchmarks/runs/kraken-finetuned-bundled-*/model.pt --sets phosphines_yield. Each cell is one
+command of finetune.py, which stands in the table beside its figures: settings are chosen on
+validation, every number is the test part's, mean and 95% t-interval over seeds. A cell is skipped
+if the table has the very one: by the same command (seeds and settings stand in it), from the same
+encoder, of the same data; made otherwise it is another row. Rows from before that was written down
+stay. The fingerprint baselines, the same for every encoder, are taken along with the first column
+`frozen` of the study `sets`. Runs lie in benchmarks/runs/.
 """
 
 import csv
@@ -55,6 +56,8 @@ SETS = {
     "phosphines_yield": ("random", "MAE"),
     "kraken": ("random", "MAE"),
 }
+MOMU = dict.fromkeys(("bace", "bbbp", "sider", "clintox"), ("scaffold", "ROC-AUC"))
+SPLITS = SETS | MOMU
 WAYS = {
     "frozen": "--freeze --epochs 200 --patience 40 --lr-head 1e-3,4e-4,1e-4",
     "finetuned": "--head mlp --batch 32 --lr-head 1e-4",
@@ -70,6 +73,7 @@ STUDIES = {  # name of the results, sets, variants of each
     "sets": ("accuracy", list(SETS), [""]),
     "r-groups": ("r_groups", ["esol", "freesolv"], ["original", "R-groups"]),
     "fractions": ("fractions", ["esol"], ["10%", "30%"]),
+    "momu": ("momu", list(MOMU), [""]),  # MoMu's protocol, for encoders of graphs
 }
 # Fingerprints take longer than a head.
 WITHOUT_BASELINES = """
@@ -138,7 +142,7 @@ class Cell(NamedTuple):
 
 def metric_of(study, name):
     """Return the metric that counts for a set."""
-    return "MAE" if study == "r-groups" else SETS[name][1]
+    return "MAE" if study == "r-groups" else SPLITS[name][1]
 
 
 def results_path(study):
@@ -150,7 +154,7 @@ def split_of(cell):
     """Return --split's value: as the paper has it (random for R-groups), or a part's file."""
     if cell.study == "fractions":
         return write_fraction(cell.set, cell.variant.rstrip("%"), cell.seeds.split(","))
-    return "random" if cell.study == "r-groups" else SETS[cell.set][0]
+    return "random" if cell.study == "r-groups" else SPLITS[cell.set][0]
 
 
 def write_fraction(name, percent, seeds):
@@ -162,7 +166,7 @@ def write_fraction(name, percent, seeds):
     usable = [i for i, problem in enumerate(data.problems) if not problem]
     columns = []
     for seed in map(int, seeds):
-        parts = make_split(data, usable, SETS[name][0], seed, warn=False)
+        parts = make_split(data, usable, SPLITS[name][0], seed, warn=False)
         order = np.random.default_rng(seed).permutation(parts["train"])
         parts["train"] = order[: round(len(order) * float(percent) / 100)]
         columns.append({int(i): part for part, rows in parts.items() for i in rows})
@@ -236,8 +240,8 @@ def save(study, rows):
     cells = {tuple(row[key] for key in (*FACTS, "metric", *MADE_OF)): row for row in rows}
 
     def place(row):
-        beside = row["metric"] != SETS[row["set"]][1]
-        return list(SETS).index(row["set"]), beside, row["metric"]
+        beside = row["metric"] != SPLITS[row["set"]][1]
+        return list(SPLITS).index(row["set"]), beside, row["metric"]
 
     order = sorted(cells.values(), key=place)
     save_table(results_path(study), FIELDS, [[row[key] for key in FIELDS] for row in order])

@@ -3,11 +3,11 @@
     python benchmarks/many_rows.py model.onnx                      # 10 million rows
     python benchmarks/many_rows.py model.onnx --rows 1000000
 
-Rows are random spellings of the drug-like molecules, four of each, over and over, every 100,000th no
-molecule at all. Half way all processes are killed (SIGKILL); the same command goes on with --resume.
-Looked at every five seconds: rows that the journal says are whole, and the memory of all processes
-together (each shared page once). Rates are of the second tenth of the rows and of the last. At the
-end each row has to be there, in its place, once. Adds to benchmarks/results/many_rows.csv.
+Rows are random spellings of the drug-like molecules, four of each, over and over, every 100,000th
+no molecule at all. Half way all processes are killed (SIGKILL); the same command goes on with
+--resume. Looked at every five seconds: rows that the journal says are whole, and the memory of all
+processes together (each shared page once). Rates are of the second tenth of the rows and of the
+last. At the end each row has to be there, in its place, once. Adds to results/many_rows.csv.
 """
 
 import csv
@@ -91,7 +91,7 @@ def rate(seen, first, last):
 
 
 def check(path, count):
-    """Return how many rows have an error. Raises AssertionError if a row is lost, moved or twice."""
+    """Return how many rows have an error. AssertionError: a row is lost, moved or twice."""
     wrong = row = 0
     with open(path, newline="") as stream:
         for row, line in enumerate(csv.DictReader(stream), 1):

@@ -43,6 +43,12 @@ GRAPHS = {
     "graph by targets, graph": "graph by dense targets, frozen",
     "graph by 13C, graph": "graph by 13C, frozen",
 }
+GRAPHS["graph by texts, graph"] = "graph by texts, frozen"
+MOMU = GRAPHS | {
+    name.replace(", graph", ", graph-finetuned"): title.replace("frozen", "finetuned")
+    for name, title in GRAPHS.items()
+}
+MOMU_SETS = {"bace": "BACE", "bbbp": "BBBP", "sider": "SIDER, 27 targets", "clintox": "ClinTox, 2"}
 PEERS = {
     "chemprop": "chemprop",
     "RDKit descriptors + random forest": "RDKit descriptors + random forest",
@@ -141,6 +147,19 @@ def heads():
 def graphs():
     """Frozen encoders of graphs, beside fingerprints and pictures with the same head."""
     return compared(("ECFP + MLP", *GRAPHS, "bundled, frozen"), ())
+
+
+def momu():
+    """Four of MoMu's sets: graph encoders, frozen and finetuned, beside its published values."""
+    found = {(row["set"], row["model"]): row for row in results("momu")}
+    theirs = {(row["set"], row["model"]): number(row["mean"]) for row in published()}
+    models = [name for name in MOMU if any(name == model for _, model in found)]
+    rows = []
+    for name, title in MOMU_SETS.items():
+        cells = [interval(found.get((name, model))) for model in models]
+        rows.append([title, *cells, *(theirs[name, each] for each in ("MoMu-S", "MoMu-K"))])
+    titles = [MOMU[name] for name in models] + ["MoMu-S, published", "MoMu-K, published"]
+    return markdown(["scaffold, mean ROC-AUC over targets", *titles], rows)
 
 
 def rival():
@@ -521,7 +540,9 @@ def texts():
     rows = []
     for (model, how, *facts), ways in found.items():
         cells = [ways[way][key] for way, each in keys.items() for key in each]
-        rows.append([f"{model}, {how}", *facts, *(number(value) if value else "" for value in cells)])
+        rows.append(
+            [f"{model}, {how}", *facts, *(number(value) if value else "" for value in cells)]
+        )
     header = ["model", "asked by", "among", "text to molecule: MRR", "first", "of 10", "of 20"]
     header += ["first of 64", "molecule to text: MRR", "first", "first of 64"]
     return markdown(header, rows) if rows else ""
@@ -529,6 +550,7 @@ def texts():
 
 TABLES = {
     "texts": texts,
+    "momu": momu,
     "captions": lambda: columns_of("captions", CAPTIONS),
     "scale": lambda: columns_of("scale", SCALE),
     "int8": lambda: columns_of("int8", INT8),
