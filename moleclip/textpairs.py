@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from moleclip.counted import fit_places
+from moleclip.device import autocast, pick_precision
 from moleclip.graphs import fragment_counts
 from moleclip.molecules import Rejected
 from moleclip.pairtable import Pairs, as_pairs, joined
@@ -22,7 +23,7 @@ from moleclip.texts import (
 )
 from moleclip.tokens import TextTokens, padded_tokens
 
-BLOCK = 64  # texts in one call of the encoder
+BLOCK, ALIKE = 64, 32  # texts that are embedded at once; of like length in a call of the encoder
 
 
 def with_texts(path, members, column=None, masked=False):
@@ -99,9 +100,15 @@ class TextReader:
         return {"tokenizer": self.tokens.text, "vocabulary": self.vocabulary.to_json()}
 
     def embed(self, encoder, texts, device):
-        """Return what the encoder makes of texts, (n, width)."""
-        rows = padded_tokens([self.tokens(text) for text in texts])
-        return encoder(torch.from_numpy(rows).to(device))
+        """Return what the encoder makes of texts, float32 (n, width); in bf16 if that is fast."""
+        rows = [self.tokens(text) for text in texts]
+        order, found = np.argsort([len(row) for row in rows], kind="stable"), []
+        dtype = pick_precision("auto", torch.device(device))[0]
+        with autocast(torch.device(device), None if dtype == torch.float16 else dtype):
+            for part in np.array_split(order, -(-len(order) // ALIKE)):
+                tokens = padded_tokens([rows[i] for i in part])
+                found.append(encoder(torch.from_numpy(tokens).to(device)))
+        return torch.cat(found).float()[torch.from_numpy(np.argsort(order)).to(device)]
 
     def store(self, encoder, given, device):
         """Embed all sentences, and whole texts, once; given: lists of sentences."""
