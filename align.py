@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from moleclip import options
-from moleclip.aligned import CONTRASTS
+from moleclip.aligned import CONTRASTS, DIM
 from moleclip.alignscores import calibrate, evaluate, predict_shifts
 from moleclip.alignstate import AlignState
 from moleclip.alignstep import learn
@@ -285,7 +285,10 @@ def train(state, pairs, parts):
         return
     state.take_best()
     if state.model.query is not None:
+        if state.model.dim > DIM:
+            state.correlate(pairs, parts["train"])
         state.calibration = calibrate(state, pairs, parts)
+        state.best["weights"] = state.model.state_dict()
     if world.rank == 0:
         state.save(pairs, parts)
     shown = [name for name in ("val_mrr", "val_top1", "val_loss") if name in state.best]

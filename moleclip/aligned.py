@@ -55,8 +55,8 @@ class Aligned(nn.Module):
         self.of_query = Projection(width + more, DIM)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         if beside:
-            self.words = Counted(arch["words"], beside)
-            self.fragments = Counted(FRAGMENTS, beside)
+            self.words = Counted(arch["words"], width, beside)
+            self.fragments = Counted(FRAGMENTS, arch["graph"]["out"], beside)
         if "cca" in beside:  # its share of a score
             self.register_buffer("share", torch.tensor(0.5))
             self.dim += JOINT
@@ -66,6 +66,7 @@ class Aligned(nn.Module):
 
         counts: what is counted there, or None; counted, projection: the side's.
         """
+        known = features
         if counted is not None and counted.map is not None:
             features = torch.cat([features, counted.mapped(counts)], 1)
         place = projection(features)
@@ -73,14 +74,17 @@ class Aligned(nn.Module):
             place = F.normalize(place, dim=1)
         if counted is None or counted.cca is None:
             return place
-        both = (1 - self.share).sqrt() * place, self.share.sqrt() * counted.placed(counts)
+        both = (1 - self.share).sqrt() * place, self.share.sqrt() * counted.placed(counts, known)
         return torch.cat(both, 1)
+
+    def told_apart(self, features):
+        """Return what the modality's encoder gave, standardised, (n, width), and words."""
+        known, words = features.tensor_split([len(self.middle)], 1)
+        return (known - self.middle) / self.spread, words
 
     def placed_query(self, features):
         """Return the places of what the modality's encoder gave, (n, width), words behind it."""
-        known, words = features.tensor_split([len(self.middle)], 1)
-        known = (known - self.middle) / self.spread
-        return self.placed(known, words, self.words, self.of_query)
+        return self.placed(*self.told_apart(features), self.words, self.of_query)
 
     def molecules(self, *batch):
         """Return (places (n, dim), shifts in ppm (atoms, 2)) of a `batch`, either may be None."""

@@ -186,6 +186,20 @@ class AlignState:
         self.model.load_state_dict(self.best["weights"])
         self.model.eval()
 
+    @torch.no_grad()
+    def correlate(self, pairs, places):
+        """Give words and fragments their places anew, beside what both encoders have learned."""
+        if self.world.rank == 0:
+            parts, known = [places[at : at + BLOCK] for at in range(0, len(places), BLOCK)], []
+            for part in parts:
+                molecules = self.model.gin(*self.graphs(pairs, part)[:5])[0]
+                texts, _ = self.model.told_apart(self.asked(part))
+                known.append((molecules.float().cpu(), texts.float().cpu()))
+            model = self.model.cpu()
+            self.reader.correlate(model, pairs, places, [torch.cat(side) for side in zip(*known)])
+        self.model.load_state_dict(self.world.from_rank0(self.model.state_dict))
+        self.model.to(self.device)
+
     def save(self, pairs, parts):
         """Write the log and aligned.pt, which holds what training needs to go on."""
         save_log(Path(self.out).with_suffix(".log.jsonl"), self.log)

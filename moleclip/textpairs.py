@@ -149,9 +149,15 @@ class TextReader:
         words = torch.from_numpy(LARGE * self.vocabulary.vectors(texts))
         return torch.cat([found, words.to(device)], 1)
 
-    def correlate(self, model, pairs, places):
-        """Give a model's words and fragments their places, by some pairs."""
+    def correlate(self, model, pairs, places, known=None):
+        """Give a model's words and fragments their places, by some pairs.
+
+        known: what stands beside them, (of molecules (n, out), of texts (n, width)), if anything.
+        """
+        if known is None:
+            widths = model.arch["graph"]["out"], len(model.middle)
+            known = [torch.zeros(len(places), width) for width in widths]
         counts = fragment_counts([pairs.graphs[i] for i in places]).astype(np.float32)
         words = self.vocabulary.vectors([" ".join(pairs.given[i]) for i in places])
-        logs = torch.from_numpy(counts).add_(1).log_()
-        fit_places(model.fragments, model.words, logs, torch.from_numpy(words))
+        sides = torch.from_numpy(counts).add_(1).log_(), torch.from_numpy(words)
+        fit_places(model.fragments, model.words, *zip(sides, known))
