@@ -15,12 +15,14 @@ from torch.nn import functional as F
 import align
 import export
 import search
+from moleclip import alignscores, textpairs
 from moleclip.aligned import hinge_loss, load_aligned
 from moleclip.alignedfile import HUGE, in_bytes, round_weights, shrunk
 from moleclip.alignedmodel import AlignedModel
 from moleclip.device import Leaving, Notice
 from moleclip.graphs import fragment_counts, graph_of
-from moleclip.textpairs import same_text
+from moleclip.textpairs import TextReader, same_text
+from moleclip.texts import Vocabulary
 from moleclip.tokens import TextTokens
 from moleclip.transformer import load_bert
 from moleclip.weights import load_checkpoint
@@ -120,6 +122,29 @@ def test_fragments_are_counted(texts):
     assert np.array_equal(counts[0], counts[1]) and counts.sum(1).tolist()[3] > 0
     other = fragment_counts([graph_of(0, "C[C@@H](N)O", fragments=True)])
     assert (counts[2] != other[0]).any() and graph_of(0, "CCO").fragments is None
+
+
+def test_the_share_that_validation_set_is_kept(texts, monkeypatch):
+    """As kept, the model scores validation's pairs as its calibration says, by its own share."""
+    monkeypatch.setattr(alignscores, "SHARES", (0.8,))
+    monkeypatch.setattr(textpairs, "pick_precision", lambda *_: (None, "to compare"))
+    how = "--modality", "text", "--text-encoder", texts / "bert", "--text-layers", 0, *SMALL
+    invoke(align.main, texts / "texts.csv", *how, "-o", texts / "shared.pt")
+    model, checkpoint = load_aligned(texts / "shared.pt")
+    assert model.share.item() == pytest.approx(0.8)
+    pairs, _ = align.load_pairs(str(texts / "texts.csv"), "cpu", 1, checkpoint["config"])
+    facts = checkpoint["texts"]
+    reader = TextReader(TextTokens(text=facts["tokenizer"]), None, True, 1)
+    reader.vocabulary = Vocabulary.from_json(facts["vocabulary"])
+    places = np.flatnonzero(np.isin(pairs.rows, checkpoint["parts"]["val"]))
+    with torch.no_grad():
+        asked = model.placed_query(reader.features(model.query, pairs.given, places, "cpu"))
+        molecules = alignscores.embed(model, [pairs.graphs[i] for i in places], "cpu")[0]
+    right = np.quantile((asked * molecules).sum(1), np.linspace(0, 1, 101))
+    assert right == pytest.approx(checkpoint["calibration"]["true_scores"], abs=2e-3)
+    # what both encoders have learned stands beside what is counted
+    known = [side.cca.weight[:, side.map.in_features :] for side in (model.fragments, model.words)]
+    assert all(weights.abs().max() > 1e-3 for weights in known)
 
 
 def test_only_the_last_layer_has_learned(learned):
