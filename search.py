@@ -1,8 +1,8 @@
 """Find the molecules of a library that a spectrum, a text, a picture or a molecule is most like.
 
     python search.py aligned.onnx library.csv --spectrum spectra.mgf --html hits.html
-    python search.py text.onnx library.smi --text "a flavonoid with a methoxy group"
-    python search.py text.onnx texts.csv --describe molecules.smi
+    python search.py library.smi --text "a flavonoid with a methoxy group"
+    python search.py texts.csv.gz --describe molecules.smi
     python search.py aligned.onnx library.smi --part 1/8    # an eighth of the index, no search
 
 The library is embedded once, into the folder index/; then a search takes a moment. Needs

@@ -134,8 +134,8 @@ def aligned(model):
     path = RELEASED.with_name(f"aligned-{name}.onnx")
     print(export_aligned(model, path))
     config = checkpoint["config"]
-    names = ("graph", "out", "input", "labels", "shifts_from", "leave_out")
-    config |= {key: Path(config[key]).name for key in names if config[key]}
+    names = ("graph", "out", "input", "labels", "shifts_from", "leave_out", "text_encoder")
+    config |= {key: Path(config[key]).name for key in names if config.get(key)}
     rows = {part: [*map(int, rows)] for part, rows in checkpoint["parts"].items()}
     facts = {"arch": checkpoint["arch"], "config": config, "test": rows["test"], "val": rows["val"]}
     save_json(path.with_suffix(".json"), facts | {"calibration": checkpoint["calibration"]})

@@ -95,3 +95,28 @@ def test_molecules_of_its_test_part_are_found_by_their_peaks(tmp_path):
         hits = [line["smiles"] for line in rows_of(tmp_path / "hits.csv")]
         found.append(pairs[row]["smiles"] in hits)
     assert sum(found) >= 10  # of 12 spectra that it never saw, among 500 molecules
+
+
+# ----------------------------------------------------------------------------------------------
+# The model of texts, search.py's own for --text
+
+
+def test_the_model_of_texts_is_the_one_that_was_released():
+    path = ROOT / "weights" / "aligned-text.onnx"
+    digest, name = path.with_suffix(".onnx.sha256").read_text().split()
+    assert name == path.name and hashlib.sha256(path.read_bytes()).hexdigest() == digest
+    assert path.stat().st_size <= 50e6 and digest in (path.parent / "README.md").read_text()
+
+
+def test_molecules_of_its_test_part_are_found_by_their_texts(tmp_path):
+    with gzip.open(ROOT / "data" / "texts.csv.gz", "rt") as stream:
+        pairs = [pair for pair in csv.DictReader(stream) if pair["split"] == "test"]
+    library = [pair["smiles"] for pair in pairs[:200]]
+    (tmp_path / "library.smi").write_text("\n".join(library) + "\n")
+    found = []
+    for pair in pairs[:12]:
+        words = ["--text", pair["text"], "--index", tmp_path / "index", "--top", 3]
+        invoke(search.main, tmp_path / "library.smi", *words, "-o", tmp_path / "hits.csv")
+        hits = [line["smiles"] for line in rows_of(tmp_path / "hits.csv")]
+        found.append(pair["smiles"] in hits)
+    assert sum(found) >= 9  # of 12 molecules and texts that it never saw, among 200

@@ -39,7 +39,8 @@ def test_the_names_in_the_file_stay(road):
 
 
 def test_the_file_does_not_say_where_it_was_made(road):
-    for path in (road / "model.onnx", ROOT / "weights" / "aligned-nmr13c.onnx"):
+    bundled = [ROOT / "weights" / f"aligned-{kind}.onnx" for kind in ("nmr13c", "text")]
+    for path in (road / "model.onnx", *bundled):
         content = path.read_bytes()
         assert b"deploy.py" not in content and b"stack_trace" not in content
         assert str(ROOT).encode() not in content and str(road.folder).encode() not in content
