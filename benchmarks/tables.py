@@ -179,6 +179,23 @@ def rival():
     return markdown([*header, "heads chosen (seeds)", "a seed takes"], rows)
 
 
+def intervals():
+    """Sets by what the chosen heads' 90% intervals hold, and how wide they are."""
+    rows = []
+    for name, title in SETS.items():
+        held, wide = (accuracy_rows(name, each) for each in ("coverage", "width"))
+        held, wide = (found.get("bundled, heads") for found in (held, wide))
+        if held:
+            words = re.split(", | in | as ", title)
+            share = f"{100 * float(held['mean']):.1f}%"
+            share += f" ± {100 * float(held['ci95']):.1f}" if held["ci95"] else ""
+            rows.append(
+                [", ".join(words[:2]), share, f"{interval(wide)} {words[-1]}", held["seeds"]]
+            )
+    header = ["set, split", "test values within the 90% interval", "its width", "seeds"]
+    return markdown(header, rows)
+
+
 def summary():
     """The models that a first look is for."""
     return compared(FIRST_LOOK, PUBLISHED[:1])
@@ -561,6 +578,7 @@ TABLES = {
     "accuracy": accuracy,
     "heads": heads,
     "rival": rival,
+    "intervals": intervals,
     "graphs": graphs,
     "summary": summary,
     "speed": speed,
