@@ -546,6 +546,9 @@ def retrieval():
     return markdown(header, rows) if rows else ""
 
 
+TEXTS = {"first": "bundled", "other": "another seed", "first+other": "both"}
+
+
 def texts():
     """Models by how texts are asked and among which molecules: both ways' hits."""
     keys = {"text to molecule": ("mrr", "hits1", "hits10", "rec20", "top1_of_64")}

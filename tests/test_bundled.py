@@ -111,12 +111,12 @@ def test_the_model_of_texts_is_the_one_that_was_released():
 def test_molecules_of_its_test_part_are_found_by_their_texts(tmp_path):
     with gzip.open(ROOT / "data" / "texts.csv.gz", "rt") as stream:
         pairs = [pair for pair in csv.DictReader(stream) if pair["split"] == "test"]
-    library = [pair["smiles"] for pair in pairs[:200]]
+    library = [pair["smiles"] for pair in pairs[:100]]
     (tmp_path / "library.smi").write_text("\n".join(library) + "\n")
     found = []
-    for pair in pairs[:12]:
+    for pair in pairs[:5]:
         words = ["--text", pair["text"], "--index", tmp_path / "index", "--top", 3]
         invoke(search.main, tmp_path / "library.smi", *words, "-o", tmp_path / "hits.csv")
         hits = [line["smiles"] for line in rows_of(tmp_path / "hits.csv")]
         found.append(pair["smiles"] in hits)
-    assert sum(found) >= 9  # of 12 molecules and texts that it never saw, among 200
+    assert sum(found) >= 4  # of 5 molecules and texts that it never saw, among 100
