@@ -36,7 +36,8 @@ HELD = ("Pss:", "SwapPss:")  # in smaps_rollup
 
 def write_rows(path, count):
     """Write a .smi of so many rows, each named by its number from 0."""
-    molecules = [parsed for each in read_molecules(str(FILE)) if (parsed := mol(each.smiles))]
+    read = (Chem.MolFromSmiles(molecule.smiles) for molecule in read_molecules(str(FILE)))
+    molecules = [molecule for molecule in read if molecule]
     spelled = [
         Chem.MolToSmiles(each, doRandom=True) for _ in range(SPELLINGS) for each in molecules
     ]
@@ -44,11 +45,6 @@ def write_rows(path, count):
         for row in range(count):
             smiles = NONE if row % WRONG == WRONG - 1 else spelled[row % len(spelled)]
             stream.write(f"{smiles} {row}\n")
-
-
-def mol(smiles):
-    """Return RDKit's molecule."""
-    return Chem.MolFromSmiles(smiles)
 
 
 def memory(session):

@@ -42,8 +42,8 @@ GRAPHS = {
     "graph untrained, graph": "graph untrained, frozen",
     "graph by targets, graph": "graph by dense targets, frozen",
     "graph by 13C, graph": "graph by 13C, frozen",
+    "graph by texts, graph": "graph by texts, frozen",
 }
-GRAPHS["graph by texts, graph"] = "graph by texts, frozen"
 MOMU = GRAPHS | {
     name.replace(", graph", ", graph-finetuned"): title.replace("frozen", "finetuned")
     for name, title in GRAPHS.items()
@@ -189,9 +189,8 @@ def intervals():
             words = re.split(", | in | as ", title)
             share = f"{100 * float(held['mean']):.1f}%"
             share += f" ± {100 * float(held['ci95']):.1f}" if held["ci95"] else ""
-            rows.append(
-                [", ".join(words[:2]), share, f"{interval(wide)} {words[-1]}", held["seeds"]]
-            )
+            width = f"{interval(wide)} {words[-1]}"
+            rows.append([", ".join(words[:2]), share, width, held["seeds"]])
     header = ["set, split", "test values within the 90% interval", "its width", "seeds"]
     return markdown(header, rows)
 
@@ -531,7 +530,6 @@ COMPONENTS = {"encoder": "graph encoder", "component": "component", "variance": 
 COMPONENTS |= {name: name for name in ("MW", "logP", "TPSA", "donors", "acceptors", "rings")}
 CAPTIONS = {"caption": "caption", "BLEU-2": "BLEU-2", "BLEU-4": "BLEU-4", "rouge1": "ROUGE-1"}
 CAPTIONS |= {"rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "METEOR": "METEOR", "texts": "molecules"}
-SCALE = {"what": "on 2 cores", "value": ""}
 GENERATED = {"text": "texts", "hit has all": "best hit has what is asked"}
 GENERATED |= {"first has all": "first molecule has", "have all": "of 20 have", "new": "new"}
 GENERATED |= {"diversity": "diversity"}
@@ -562,10 +560,8 @@ def texts():
         found.setdefault(facts, {})[row["way"]] = row
     rows = []
     for (model, how, *facts), ways in found.items():
-        cells = [ways[way][key] for way, each in keys.items() for key in each]
-        rows.append(
-            [f"{model}, {how}", *facts, *(number(value) if value else "" for value in cells)]
-        )
+        cells = [cell(ways[way][key]) for way, each in keys.items() for key in each]
+        rows.append([TEXTS.get(model, f"{model}, {how}"), *facts, *cells])
     header = ["model", "asked by", "among", "text to molecule: MRR", "first", "of 10", "of 20"]
     header += ["first of 64", "molecule to text: MRR", "first", "first of 64"]
     return markdown(header, rows) if rows else ""
@@ -582,7 +578,6 @@ TABLES = {
     "texts": texts,
     "momu": momu,
     "captions": lambda: columns_of("captions", CAPTIONS),
-    "scale": lambda: columns_of("scale", SCALE),
     "int8": lambda: columns_of("int8", INT8),
     "explain": lambda: columns_of("explain", EXPLAINED),
     "pictures": lambda: columns_of("pictures", PICTURES),

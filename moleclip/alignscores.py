@@ -42,11 +42,15 @@ def predict_shifts(path, members, kind, device):
     return embed(model.to(device), [graph for _, graph in members], device)[1]
 
 
+def blocks(places):
+    """Return places in parts that are embedded at once."""
+    return [places[start : start + BLOCK] for start in range(0, len(places), BLOCK)]
+
+
 @torch.no_grad()
 def embed_asked(state, places):
     """Return the places of what some pairs are asked by, (n, dim)."""
-    parts = [places[start : start + BLOCK] for start in range(0, len(places), BLOCK)]
-    asked = [state.model.placed_query(state.asked(part)) for part in parts]
+    asked = [state.model.placed_query(state.asked(part)) for part in blocks(places)]
     return torch.cat(asked).float().cpu()
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from moleclip.aligned import DIM, Aligned, load_aligned
-from moleclip.alignscores import BLOCK
+from moleclip.alignscores import blocks
 from moleclip.dense import DenseTargets
 from moleclip.device import Distributed
 from moleclip.files import one_line
@@ -123,8 +123,8 @@ class AlignState:
     def standardise(self, places):
         """Set what features are standardised by: those of some pairs."""
         self.model.eval()
-        parts = [places[start : start + BLOCK] for start in range(0, len(places), BLOCK)]
-        features = torch.cat([self.asked(part) for part in parts])[:, : len(self.model.middle)]
+        features = torch.cat([self.asked(part) for part in blocks(places)])
+        features = features[:, : len(self.model.middle)]  # without words
         self.model.middle.copy_(features.mean(0))
         self.model.spread.copy_(features.std(0).clamp(min=1e-4))
 
@@ -190,8 +190,8 @@ class AlignState:
     def correlate(self, pairs, places):
         """Give words and fragments their places anew, beside what both encoders have learned."""
         if self.world.rank == 0:
-            parts, known = [places[at : at + BLOCK] for at in range(0, len(places), BLOCK)], []
-            for part in parts:
+            known = []
+            for part in blocks(places):
                 molecules = self.model.gin(*self.graphs(pairs, part)[:5])[0]
                 texts, _ = self.model.told_apart(self.asked(part))
                 known.append((molecules.float().cpu(), texts.float().cpu()))

@@ -72,51 +72,46 @@ def test_finetuning_starts_from_it_unless_there_is_an_encoder(desk, monkeypatch,
 
 
 # ----------------------------------------------------------------------------------------------
-# The model of 13C spectra, search.py's own
+# The models of 13C spectra and of texts, search.py's own
 
 
-def test_the_model_of_spectra_is_the_one_that_was_released():
-    path = ROOT / "weights" / "aligned-nmr13c.onnx"
+@pytest.mark.parametrize(("kind", "most"), [("nmr13c", 10e6), ("text", 50e6)])
+def test_the_aligned_models_are_those_that_were_released(kind, most):
+    path = ROOT / "weights" / f"aligned-{kind}.onnx"
     digest, name = path.with_suffix(".onnx.sha256").read_text().split()
     assert name == path.name and hashlib.sha256(path.read_bytes()).hexdigest() == digest
-    assert path.stat().st_size <= 10e6 and digest in (path.parent / "README.md").read_text()
+    assert path.stat().st_size <= most and digest in (path.parent / "README.md").read_text()
+
+
+def pairs_of_test_part(name, kind):
+    """Return the rows of a table in data/ that a bundled model has as its test part."""
+    with gzip.open(ROOT / "data" / name, "rt") as stream:
+        pairs = list(csv.DictReader(stream))
+    tested = json.loads((ROOT / "weights" / f"aligned-{kind}.json").read_text())["test"]
+    return [pairs[row] for row in tested]
+
+
+def count_found(folder, library, asked, option, column):
+    """Return how many of some pairs have their molecule among the first three of a library."""
+    (folder / "library.smi").write_text("\n".join(library) + "\n")
+    found = []
+    for pair in asked:
+        words = [option, pair[column], "--index", folder / "index", "--top", 3]
+        invoke(search.main, folder / "library.smi", *words, "-o", folder / "hits.csv")
+        hits = [line["smiles"] for line in rows_of(folder / "hits.csv")]
+        found.append(pair["smiles"] in hits)
+    return sum(found)
 
 
 def test_molecules_of_its_test_part_are_found_by_their_peaks(tmp_path):
-    with gzip.open(ROOT / "data" / "nmr13c.csv.gz", "rt") as stream:
-        pairs = list(csv.DictReader(stream))
-    tested = json.loads((ROOT / "weights" / "aligned-nmr13c.json").read_text())["test"]
-    library = [pairs[row]["smiles"] for row in tested[:250]] + small_molecules(250)
-    (tmp_path / "library.smi").write_text("\n".join(library) + "\n")
-    found = []
-    for row in tested[:12]:
-        words = ["--peaks", pairs[row]["peaks"], "--index", tmp_path / "index", "--top", 3]
-        invoke(search.main, tmp_path / "library.smi", *words, "-o", tmp_path / "hits.csv")
-        hits = [line["smiles"] for line in rows_of(tmp_path / "hits.csv")]
-        found.append(pairs[row]["smiles"] in hits)
-    assert sum(found) >= 10  # of 12 spectra that it never saw, among 500 molecules
-
-
-# ----------------------------------------------------------------------------------------------
-# The model of texts, search.py's own for --text
-
-
-def test_the_model_of_texts_is_the_one_that_was_released():
-    path = ROOT / "weights" / "aligned-text.onnx"
-    digest, name = path.with_suffix(".onnx.sha256").read_text().split()
-    assert name == path.name and hashlib.sha256(path.read_bytes()).hexdigest() == digest
-    assert path.stat().st_size <= 50e6 and digest in (path.parent / "README.md").read_text()
+    pairs = pairs_of_test_part("nmr13c.csv.gz", "nmr13c")
+    library = [pair["smiles"] for pair in pairs[:250]] + small_molecules(250)
+    found = count_found(tmp_path, library, pairs[:12], "--peaks", "peaks")
+    assert found >= 10  # of 12 spectra that it never saw, among 500 molecules
 
 
 def test_molecules_of_its_test_part_are_found_by_their_texts(tmp_path):
-    with gzip.open(ROOT / "data" / "texts.csv.gz", "rt") as stream:
-        pairs = [pair for pair in csv.DictReader(stream) if pair["split"] == "test"]
+    pairs = pairs_of_test_part("texts.csv.gz", "text")
     library = [pair["smiles"] for pair in pairs[:100]]
-    (tmp_path / "library.smi").write_text("\n".join(library) + "\n")
-    found = []
-    for pair in pairs[:5]:
-        words = ["--text", pair["text"], "--index", tmp_path / "index", "--top", 3]
-        invoke(search.main, tmp_path / "library.smi", *words, "-o", tmp_path / "hits.csv")
-        hits = [line["smiles"] for line in rows_of(tmp_path / "hits.csv")]
-        found.append(pair["smiles"] in hits)
-    assert sum(found) >= 4  # of 5 molecules and texts that it never saw, among 100
+    found = count_found(tmp_path, library, pairs[:5], "--text", "text")
+    assert found >= 4  # of 5 molecules and texts that it never saw, among 100
