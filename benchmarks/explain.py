@@ -2,11 +2,12 @@
 
     python benchmarks/explain.py [GRAPH]    # 15 minutes on 2 cores; writes results/explain.csv
 
-Two labels are made of ESOL's molecules: the number of nitrogens, and Crippen's logP, of which each
-atom's part is known exactly. Frozen heads learn them from pictures, from fingerprints and, with an
-aligned.pt as GRAPH, from graphs. Of test molecules: how often the atom that carries most is a
-nitrogen (of those that have one, and other atoms), and the rank correlation of the atoms' numbers
-with Crippen's, the mean over molecules of 5 atoms or more. Chance: the part of atoms that are one.
+Two labels are made of ESOL's molecules: the number of nitrogens, and Crippen's logP, of which the
+part of each atom with its hydrogens is known exactly. Frozen heads learn them from pictures, from
+fingerprints and, with an aligned.pt as GRAPH, from graphs. Of test molecules: how often the atom
+that carries most is a nitrogen (of those that have one, and other atoms), and the rank correlation
+of the atoms' numbers with Crippen's, the mean over molecules of 5 atoms or more. Chance: the part
+of atoms that are one.
 """
 
 import csv
@@ -36,8 +37,12 @@ def known(smiles):
     """Return {label: each atom's part} of a SMILES, in the order of its atoms."""
     molecule = Chem.MolFromSmiles(smiles)
     nitrogens = [float(atom.GetSymbol() == "N") for atom in molecule.GetAtoms()]
-    logp = [part for part, _ in rdMolDescriptors._CalcCrippenContribs(molecule)]
-    return {"nitrogens": np.array(nitrogens), "crippen_logp": np.array(logp)}
+    whole = Chem.AddHs(molecule)
+    parts = [part for part, _ in rdMolDescriptors._CalcCrippenContribs(whole)]
+    count, logp = len(nitrogens), np.array(parts[: len(nitrogens)])
+    for atom, part in zip(list(whole.GetAtoms())[count:], parts[count:]):
+        logp[atom.GetNeighbors()[0].GetIdx()] += part  # which is hidden with its hydrogens
+    return {"nitrogens": np.array(nitrogens), "crippen_logp": logp}
 
 
 def write_labels(path):
