@@ -265,7 +265,8 @@ def black_on_white(pixels):
     A dark picture's lightness is inverted, its hues stay. A huge one is made smaller, each square
     of its pixels as the darkest of them, in bands: as floats it takes gigabytes.
     """
-    paper, step = paper_of(pixels), max(1, max(pixels.shape[:2]) // WORKED)
+    paper, least = paper_of(pixels), min(pixels.shape[:2])  # a strip may be one pixel high
+    step = max(1, min(max(pixels.shape[:2]) // WORKED, least))
     height, width = (side // step * step for side in pixels.shape[:2])
     bands = []
     for top in range(0, height, BAND * step):

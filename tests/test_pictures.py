@@ -3,6 +3,7 @@
 import io
 import tracemalloc
 
+import fuzz_pictures
 import numpy as np
 import pytest
 from conftest import first_lines, invoke, rows_of, small_molecules
@@ -146,6 +147,24 @@ def test_exif_that_cannot_be_read_is_ignored(tmp_path):
     for exif in (b"MM\0*\0\0\0\x08\0\x05", b"II*\0\xff\xff\xff\xff", b"garbage"):
         image.save(tmp_path / "b.jpg", exif=b"Exif\0\0" + exif)
         assert (to_drawing(tmp_path / "b.jpg")[0] == wanted).all()
+
+
+@pytest.mark.parametrize("size", [(3000, 1), (1500, 2)])
+def test_a_strip_is_as_good_as_empty_or_ink(size, tmp_path):
+    path = tmp_path / "strip.png"
+    Image.new("L", size, 255).save(path)
+    with pytest.raises(Rejected, match="nothing is drawn"):
+        to_drawing(path)
+    strip = Image.new("L", size, 255)
+    strip.paste(0, (size[0] // 3, 0, size[0] // 2 + 1, size[1]))
+    strip.save(path)
+    assert to_drawing(path)[0].any()
+
+
+def test_hostile_files_are_told_and_shift_no_row(road, tmp_path):
+    model = road / "model.onnx"
+    found, tally = fuzz_pictures.check(model, tmp_path, 60, 1, "log_solubility")
+    assert not found and 20 <= tally["read"] < 60, (found, tally)
 
 
 def test_pictures_come_in_the_order_of_their_numbers(tmp_path):
