@@ -25,7 +25,7 @@ import numpy as np
 from rdkit import Chem
 from record import RESULTS, ROOT, read_csv, record
 
-from moleclip.molecules import read_molecules
+from moleclip.molecules import MAX_ATOMS, read_molecules
 
 FILE = ROOT / "data" / "druglike_100000.smi.gz"
 SPELLINGS, WRONG = 4, 100_000  # of a molecule; every so many-th row is none
@@ -37,7 +37,7 @@ HELD = ("Pss:", "SwapPss:")  # in smaps_rollup
 def write_rows(path, count):
     """Write a .smi of so many rows, each named by its number from 0."""
     read = (Chem.MolFromSmiles(molecule.smiles) for molecule in read_molecules(str(FILE)))
-    molecules = [molecule for molecule in read if molecule]
+    molecules = [each for each in read if each and each.GetNumAtoms() <= MAX_ATOMS]
     spelled = [
         Chem.MolToSmiles(each, doRandom=True) for _ in range(SPELLINGS) for each in molecules
     ]

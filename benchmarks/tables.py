@@ -297,8 +297,10 @@ def training():
         rates = [number(row[f"{mode}, images/s"]) for mode in ("all", "inked")]
         memory = [number(row[f"{mode}, peak memory, GB"]) for mode in ("all", "inked")]
         times = number(row["inked / all"]) + " times"
-        rows.append([row["encoder"], *rates, times, f"{' and '.join(memory)} GB"])
-    header = ["encoder, bf16", "all tokens, images/s", "inked tokens", "", "peak memory"]
+        matrices = "with AMX" if "amx" in row["machine"] else "without AMX"
+        facts = [row["encoder"], matrices, *rates, times]
+        rows.append([*facts, f"{' and '.join(memory)} GB"])
+    header = ["encoder, bf16", "2 cores", "all tokens, images/s", "inked tokens", "", "peak memory"]
     return markdown(header, rows)
 
 
@@ -332,7 +334,7 @@ def speed():
     size, theirs, mode = "ViT small, patch 16", "the original's way", "with all tokens"
     slow, fast = "original's way, one core", "render.py, one core"
     drawn = {row["figure"]: number(row["value"]) for row in results("render")}
-    (images,) = (row for row in results("tokens") if row["encoder"] == size)
+    images = next(row for row in results("tokens") if row["encoder"] == size)
     epochs = {(row["set"], row["encoder"], row["tokens"]): row for row in results("finetune")}
     inked, everything = (epochs["esol", size, tokens] for tokens in ("inked", "all"))
     count, epoch = inked["molecules"], "seconds an epoch"
@@ -547,7 +549,13 @@ def retrieval():
     return markdown(header, rows) if rows else ""
 
 
-TEXTS = {"first": "bundled", "other": "another seed", "first+other": "both"}
+TEXTS = {"first": "bundled", "third": "another seed", "first+third": "both"}
+TEXTS |= {"other": "a graph encoder from nothing", "first+third+other": "all three"}
+SCALED = {"what": "on 2 cores", "value": "measured"}
+MANY = {"model": "model", "rows": "rows", "killed after": "killed after"}
+MANY |= {"first seen again": "went on from", "with an error": "no molecules"}
+MANY |= {"molecules/s, second tenth": "molecules/s, second tenth"}
+MANY |= {"molecules/s, last tenth": "last tenth", "peak memory, GB": "memory at most, GB"}
 
 
 def texts():
@@ -579,6 +587,8 @@ TABLES = {
     "momu": momu,
     "captions": lambda: columns_of("captions", CAPTIONS),
     "int8": lambda: columns_of("int8", INT8),
+    "scale": lambda: columns_of("scale", SCALED),
+    "many_rows": lambda: columns_of("many_rows", MANY),
     "explain": lambda: columns_of("explain", EXPLAINED),
     "pictures": lambda: columns_of("pictures", PICTURES),
     "retrieval": retrieval,
