@@ -20,7 +20,7 @@ from moleclip.pixels import SIZE
 from moleclip.shards import open_shards, picture, places_of
 from moleclip.workers import parallel
 
-PIECE = 64  # molecules that a process inflates at once
+PIECES = 16, 256  # molecules that a process inflates at once, at least and at most
 AHEAD = 3  # batches that are being inflated
 # Besides those: the batch that is looked at, the one before, which may still be on its way to the
 # GPU, and three between the two ends.
@@ -141,23 +141,26 @@ def by_processes(folder, plan, look, atoms, workers):
     batch = len(head[1])
     size = 2 * batch * SIZE * SIZE
     memory, waiting = Memory(SLOTS * size), deque()
+    # Few pieces: each is asked for and taken by this process, whose main thread may be busy.
+    length = int(np.clip(-(-batch // workers), *PIECES))
 
     def pieces():
         for count, (step, members, where, views) in enumerate(chain([head], plan)):
             slot, random = count % SLOTS, look.random(step)
             waiting.append((step, members, random, slot))
-            for first in range(0, batch, PIECE):
-                part = slice(first, first + PIECE)
+            for first in range(0, batch, length):
+                part = slice(first, first + length)
                 numbers = None
                 if random is not None:
                     numbers = np.concatenate([half[part] for half in np.split(random, 2)])
                 yield Piece(first, (slot, batch, where[part], views, numbers))
 
-    cuts = -(-batch // PIECE)
+    cuts = -(-batch // length)
     options = {"folder": str(folder), "name": memory.name, "atoms": atoms}
     options |= {"level": look.level, "patch": look.patch}
+    options |= {"group": 1, "limit": None}
     room = -(-AHEAD * cuts // workers)
-    results = parallel(inflate_piece, pieces(), workers, group=1, room=room, **options)
+    results = parallel(inflate_piece, pieces(), workers, room=room, **options)
     for first in results:  # they are in the order of the pieces
         told = [first[1]] + [next(results)[1] for _ in range(cuts - 1)]
         for each in told:

@@ -75,6 +75,8 @@ def moved_ink(index, level, random, patch):
     turned = u[:, 6] < chance.rotate
     counts = np.zeros(len(index), int)
     for some, count in ((~turned, upright_ink), (turned, turned_ink)):
+        if some.all():  # nothing to copy
+            return count(index, u, chance, patch)
         if some.any():
             counts[some] = count(index[some], u[some], chance, patch)
     return counts
@@ -91,11 +93,13 @@ def upright_ink(index, u, chance, patch):
         last = np.floor(pixel[:, :, -1] + 1 - FAINT).clip(-1, SIZE - 1)
         ranges.append((first.astype(int), np.maximum(last + 1, first).astype(int)))
     (top, bottom), (left, right) = ranges
-    bits = np.packbits(index != 0, axis=2).reshape(n * SIZE, -1)
-    bits = np.concatenate([bits, np.zeros_like(bits[:1])])  # where a range may end
+    # In whole words of 64; one row more, where a range may end.
+    bits = np.zeros((n * SIZE + 1, -(-SIZE // 64) * 8), np.uint8)
+    bits[:-1, : SIZE // 8] = np.packbits(index, axis=2).reshape(n * SIZE, -1)
     ends = np.stack([top, bottom], 2) + SIZE * np.arange(n)[:, None, None]
-    strips = np.bitwise_or.reduceat(bits, ends.ravel(), axis=0)[::2].reshape(n, rows, -1)
-    strips[top == bottom] = 0
+    words = np.bitwise_or.reduceat(bits.view(np.uint64), ends.ravel(), axis=0)[::2]
+    words[(top == bottom).ravel()] = 0
+    strips = words.view(np.uint8).reshape(n, rows, -1)[:, :, : SIZE // 8]
     before = np.zeros((n, rows, SIZE + 1), np.uint8)
     np.cumsum(np.unpackbits(strips, axis=2), axis=2, dtype=np.uint8, out=before[:, :, 1:])
     there = [np.take_along_axis(before, side[:, None], 2) for side in (left, right)]

@@ -66,8 +66,9 @@ class Worker:
         if self.process is None:
             self.start()
         slow, process = threading.Event(), self.process
-        timer = threading.Timer(limit, lambda: (slow.set(), process.kill()))
-        timer.start()
+        timer = threading.Timer(limit or 0, lambda: (slow.set(), process.kill()))
+        if limit:
+            timer.start()
         try:
             pickle.dump(items, process.stdin)
             process.stdin.flush()

@@ -6,7 +6,7 @@ import click
 import numpy as np
 import pytest
 
-from moleclip.loader import AHEAD, PIECE, SLOTS, Look
+from moleclip.loader import AHEAD, PIECES, SLOTS, Look
 from moleclip.movement import N_UNIFORMS, moved_ink
 from moleclip.pairs import ShardPairs
 
@@ -23,7 +23,7 @@ def numbers(step):
 
 def test_processes_give_what_a_thread_does(road, monkeypatch):
     """Pieces of several sizes, over more steps than there are slots in the shared memory."""
-    assert PIECE < 70 and SLOTS > AHEAD
+    assert PIECES[0] < 70 and SLOTS > AHEAD
     look, found = Look("intense", 16, numbers), []
     for workers in (0, 2):
         pairs = ShardPairs(road / "shards", road / "labels.npz", workers=workers)
