@@ -550,7 +550,8 @@ def retrieval():
 
 
 TEXTS = {"first": "bundled", "third": "another seed", "first+third": "both"}
-TEXTS |= {"other": "a graph encoder from nothing", "first+third+other": "all three"}
+TEXTS |= {"other": "graph encoder from nothing", "first+other": "bundled with that from nothing"}
+TEXTS |= {"first+third+other": "all three"}
 SCALED = {"what": "on 2 cores", "value": "measured"}
 MANY = {"model": "model", "rows": "rows", "killed after": "killed after"}
 MANY |= {"first seen again": "went on from", "with an error": "no molecules"}
