@@ -487,10 +487,15 @@ def main(seed, **counts):
     for table in good:
         table.path.unlink()
     if all(counts[name] >= FULL[name] for name in FULL):
-        head = [command_line(), f"{facts['versions']}, commit {facts['commit']}", ""]
-        text = "\n".join(head + said) + "\n"
-        save_whole(RESULTS / "fuzz.txt", lambda name: name.write_text(text))
+        keep("fuzz", facts, said)
     sys.exit(1 if findings else 0)
+
+
+def keep(name, facts, said):
+    """Write what a whole run said to benchmarks/results/NAME.txt. facts: of `surroundings`."""
+    head = [command_line(), f"{facts['versions']}, commit {facts['commit']}", ""]
+    text = "\n".join(head + said) + "\n"
+    save_whole(RESULTS / f"{name}.txt", lambda path: path.write_text(text))
 
 
 def show(title, findings, tally):

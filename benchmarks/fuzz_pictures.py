@@ -23,13 +23,12 @@ from collections import Counter
 
 import click
 import numpy as np
-from fuzz import known_smiles, shorten, show
+from fuzz import keep, known_smiles, shorten, show
 from PIL import Image, ImageDraw, ImageOps
 from rdkit import Chem
 from rdkit.Chem.Draw import rdMolDraw2D
-from record import RESULTS, ROOT, RUNS, command_line, read_csv, surroundings
+from record import ROOT, RUNS, read_csv, surroundings
 
-from moleclip.files import save_whole
 from moleclip.pictures import pictures_in
 
 FILES, PLANTED = 1000, 5  # every so many files one is sound
@@ -200,7 +199,7 @@ def check(model, desk, count, seed, target=TARGET):
         found.append(f"{len(lines)} lines for {len(names)} files, or in another order")
     for line in lines:
         value, error = line[target], line["error"]
-        tally[f"{shorten(error)}" if error else "read"] += 1
+        tally[shorten(error) if error else "read"] += 1
         whole = math.isfinite(float(value or "nan"))
         if whole == bool(error) or "\n" in error:
             found.append(f"{line['name']!r} is {value!r}, {error!r}")
@@ -211,7 +210,7 @@ def check(model, desk, count, seed, target=TARGET):
 
 def like(value, alone):
     """Tell whether two predictions are the same, if there is one alone."""
-    return alone is None or math.isclose(float(value or "nan"), float(alone), abs_tol=1e-4)
+    return alone is None or math.isclose(float(value or "nan"), float(alone or "nan"), abs_tol=1e-4)
 
 
 def stand_in(desk):
@@ -235,9 +234,7 @@ def main(files, seed):
     findings, tally = check(stand_in(desk), desk, files, seed)
     said = show(f"{files} files", findings, tally)
     if files >= FILES:
-        head = [command_line(), f"{facts['versions']}, commit {facts['commit']}", ""]
-        text = "\n".join(head + said) + "\n"
-        save_whole(RESULTS / "fuzz_pictures.txt", lambda name: name.write_text(text))
+        keep("fuzz_pictures", facts, said)
     sys.exit(1 if findings else 0)
 
 

@@ -27,8 +27,8 @@ from moleclip.index import Index
 from moleclip.molecules import parse, read_molecules
 
 MADE = 20  # molecules of a text
-MEASURED = ("made", "hit has all", "first has all", "have all", "new", "diversity")
-MEASURED = (*MEASURED, "second: above")
+JUDGED = ("first has all", "have all", "new", "diversity")  # of what was made
+MEASURED = ("made", "hit has all", *JUDGED, "second: above")
 
 
 def asked_for(count):
@@ -98,7 +98,7 @@ def measure(text, smarts, lines, hit, known, second):
     made = [line["smiles"] for line in lines]
     facts = {"text": text, "made": len(made), "hit has all": int(has_all(hit, smarts))}
     if not made:
-        return facts | dict.fromkeys(MEASURED[2:-1], 0.0) | {"second: above": ""}
+        return facts | dict.fromkeys(JUDGED, 0.0) | {"second: above": ""}
     right = [has_all(smiles, smarts) for smiles in made]
     facts |= {"first has all": int(right[0]), "have all": float(np.mean(right))}
     facts |= {"new": float(np.mean([smiles not in known for smiles in made]))}
@@ -138,7 +138,7 @@ def main(model, library, second, texts, generations):
         words = ["-n", MADE, "--generations", generations, "--index", f"{folder}/index"]
         words += ["--second", second] if second else []
         models = "+".join(view.model.sha256[:8] for view in views)
-        asked, rows = f"{models}, {generations} generations", []
+        asked, rows = f"{models}, {Path(library).name}, {generations} generations", []
         before = found_before(asked)
         for text, smarts in asked_for(texts):
             if text not in before:

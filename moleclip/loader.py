@@ -158,9 +158,8 @@ def by_processes(folder, plan, look, atoms, workers):
     cuts = -(-batch // length)
     options = {"folder": str(folder), "name": memory.name, "atoms": atoms}
     options |= {"level": look.level, "patch": look.patch}
-    options |= {"group": 1, "limit": None}
     room = -(-AHEAD * cuts // workers)
-    results = parallel(inflate_piece, pieces(), workers, room=room, **options)
+    results = parallel(inflate_piece, pieces(), workers, 1, None, room, **options)
     for first in results:  # they are in the order of the pieces
         told = [first[1]] + [next(results)[1] for _ in range(cuts - 1)]
         for each in told:

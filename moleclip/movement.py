@@ -75,10 +75,9 @@ def moved_ink(index, level, random, patch):
     turned = u[:, 6] < chance.rotate
     counts = np.zeros(len(index), int)
     for some, count in ((~turned, upright_ink), (turned, turned_ink)):
-        if some.all():  # nothing to copy
-            return count(index, u, chance, patch)
         if some.any():
-            counts[some] = count(index[some], u[some], chance, patch)
+            mine = slice(None) if some.all() else some  # of all pictures no copy is made
+            counts[mine] = count(index[mine], u[mine], chance, patch)
     return counts
 
 

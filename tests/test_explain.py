@@ -4,10 +4,12 @@ import json
 import re
 from pathlib import Path
 
+import explain as benchmark
 import numpy as np
 import pytest
 from conftest import invoke, mistake, rows_of
 from rdkit import Chem
+from rdkit.Chem import Crippen
 
 import predict
 from moleclip.explain import contributions, erased, explained, fewer_counts, places_in, without_atom
@@ -130,3 +132,11 @@ def test_the_table_has_what_adds_up(road, here):
 def test_what_cant_be_explained_is_said_in_a_line(road, here):
     words = road / "model.onnx", "a.csv", "--explain"
     assert "leave out --views" in mistake(predict.main, *words, "--views", 2)
+
+
+@pytest.mark.parametrize("smiles", ["CCO", "c1ccncc1C(=O)N", "[NH4+]", "C[C@H](N)C(=O)O"])
+def test_the_benchmarks_known_parts_add_up_to_its_label(smiles):
+    whole = Crippen.MolLogP(Chem.MolFromSmiles(smiles))
+    parts = benchmark.known(smiles)["crippen_logp"]
+    assert len(parts) == Chem.MolFromSmiles(smiles).GetNumAtoms()
+    assert parts.sum() == pytest.approx(whole, abs=1e-9)
